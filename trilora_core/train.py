@@ -1,0 +1,244 @@
+"""The contract between the training loop and a model, and the loop: a generator of Step records."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Target, TriLoRA, derive_seed
+from .config import TrainConfig, to_json
+from .data.dataset import Dataset
+from .data.sampler import batch_indices
+from .fileformat import Adapter
+from .objective import draw_uniform, mse_per_sample
+from .optim import make_optimizer, rate_at
+
+__all__ = ["Denoiser", "Encoder", "Previewer", "Run", "Step", "TrainingDiverged", "train"]
+
+_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BAD_STEPS = 3  # dropped steps in a row that end a run
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A frozen model as the loop sees it."""
+
+    architecture: str  # "sd15", "sdxl", "sd3", "flux" or "toy"
+    base_name: str
+    base_fingerprint: str
+    compute_dtype: torch.dtype  # of the model's own arithmetic when nothing is autocast
+
+    def targets(self) -> dict[str, Target]:
+        """The layers to adapt, by canonical file stem."""
+        ...
+
+    def blocks(self) -> list[nn.Module]:
+        """The modules that gradient checkpointing recomputes one by one."""
+        ...
+
+    def times(self, u: Tensor) -> Tensor:
+        """Draws u in [0, 1), (B,) -> the model's own times or sigmas, (B,)."""
+        ...
+
+    def snr(self, times: Tensor) -> Tensor:
+        """Signal-to-noise ratio at the model's times, (B,) -> (B,)."""
+        ...
+
+    def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """One forward at the given times: (prediction, regression target), each (B, C, h, w)."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Pictures to latents, captions to conditioning; `fingerprint` names the weights that do it."""
+
+    fingerprint: str
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] -> latents (B, C, h, w) before the model's own scaling."""
+        ...
+
+    def captions(self, texts: Sequence[str]) -> list[Any]:
+        """One conditioning object for each caption, as the denoiser's `predict` takes it."""
+        ...
+
+
+@runtime_checkable
+class Previewer(Protocol):
+    """Draws with the adapter as it is now."""
+
+    def preview(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        """One Pillow picture for each prompt and seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: `step` counts from 1; `dropped` says why the step was left out, or is empty."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    dropped: str = ""
+
+
+class TrainingDiverged(RuntimeError):
+    """Three steps in a row had a non-finite loss or gradient; the adapter is as after the last good step."""
+
+
+class Run:
+    """The state of one training run; `train` moves it, anyone may look at it or ask it to stop.
+
+    Noise, times and order are functions of (seed, step), never of a generator that lives on: a resumed run draws what
+    the uninterrupted one would have drawn.
+    """
+
+    def __init__(self, config: TrainConfig, denoiser: Denoiser, dataset: Dataset, adapter: TriLoRA) -> None:
+        self.config = config
+        self.denoiser = denoiser
+        self.dataset = dataset
+        self.trainable = adapter
+        self.optimizer = make_optimizer(adapter, config.optimizer)
+        self.step = 0
+        self.losses: list[float] = []
+        self.start_hash = ""  # of the adapter that this run continues, if any
+        self._bad = 0
+        self._stop = False
+        self._device = adapter.trainable()[0].device
+        half = _PRECISION.get(config.precision, denoiser.compute_dtype) is torch.float16
+        # 1024 keeps fp16 gradients of a mean loss clear of underflow without overflowing at once
+        self.scaler = torch.amp.GradScaler(self._device.type, init_scale=1024.0, enabled=half)
+
+    def request_stop(self) -> None:
+        """Ask the loop to end after the step at hand; safe from another thread."""
+        self._stop = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether someone asked the loop to end."""
+        return self._stop
+
+    def adapter(self) -> Adapter:
+        """The adapter as it is now, in canonical form, without metadata."""
+        return Adapter(self.trainable.canonical(), {})
+
+    def fingerprint(self, *, with_steps: bool = True) -> str:
+        """What the result depends on, as a hash: options, data, base model, start; `steps` may be left out."""
+        options = asdict(self.config)
+        del options["save_every"]
+        if not with_steps:
+            del options["steps"]
+        parts = (sorted(options.items()), self.dataset.content_hash, self.denoiser.base_fingerprint, self.start_hash)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors by name, and values that JSON can hold."""
+        tensors = {f"parameter.{name}": p.detach() for name, p in self.trainable.named_parameters()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        values = {
+            "step": self.step,
+            "losses": [loss if math.isfinite(loss) else None for loss in self.losses],
+            "bad": self._bad,
+            "scaler": self.scaler.state_dict(),
+            "fingerprint": self.fingerprint(with_steps=False),
+            "config": to_json(self.config),
+        }
+        return tensors, values
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what `state` returned; the caller has compared the fingerprints."""
+        for name, parameter in self.trainable.named_parameters():
+            parameter.copy_(tensors[f"parameter.{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                state.setdefault(int(index), {})[name] = tensor.clone()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.step = values["step"]
+        self.losses = [math.nan if loss is None else loss for loss in values["losses"]]
+        self._bad = values["bad"]
+        if values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+
+    def advance(self) -> Step:
+        """Do one optimizer step and say how it went; raises TrainingDiverged at the third bad one in a row."""
+        started = time.perf_counter()
+        rate = rate_at(self.config.optimizer, self.step, self.config.steps)
+        total = sum(self._backward(micro) for micro in range(self.config.optimizer.accumulation))
+        loss, norm = self._clip(total)
+        self.step += 1
+        dropped = _why_drop(loss, norm)
+        if not dropped:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss)
+        self._bad = self._bad + 1 if dropped else 0
+        if self._bad >= _BAD_STEPS:
+            raise TrainingDiverged(_diverged(self.step, dropped))
+        return Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
+
+    def _backward(self, micro: int) -> Tensor:
+        """Forward and backward of one batch; returns its share of the loss without waiting for it."""
+        draw = self.step * self.config.optimizer.accumulation + micro
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", draw))
+        chosen = batch_indices(len(self.dataset.latents), self.config.batch_size, self.config.seed, draw)
+        clean = torch.stack([self.dataset.latents[i] for i in chosen])
+        noise = torch.randn(clean.shape, generator=generator)
+        times = self.denoiser.times(draw_uniform(len(chosen), generator))
+        cond = [self.dataset.cond[i] for i in chosen]
+        with self._autocast():
+            prediction, target = self.denoiser.predict(clean.to(self._device), noise.to(self._device), times, cond)
+        loss = mse_per_sample(prediction, target).mean() / self.config.optimizer.accumulation
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _clip(self, loss: Tensor | int) -> tuple[float, float]:
+        """Clip the gradients; the loss and their norm before it, in the one synchronisation of a step."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.optimizer.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.trainable.trainable(), limit)
+        values: list[float] = torch.stack([torch.as_tensor(loss).float(), norm.float()]).tolist()
+        return values[0], values[1]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "auto":
+            return nullcontext()
+        dtype = _PRECISION[self.config.precision]
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def train(run: Run) -> Iterator[Step]:
+    """Advance the run until its steps are done or a stop is asked for; the caller owns the contexts."""
+    while run.step < run.config.steps and not run.stop_requested:
+        yield run.advance()
+
+
+def _why_drop(loss: float, norm: float) -> str:
+    if not math.isfinite(loss):
+        return f"the loss was {loss}"
+    return "" if math.isfinite(norm) else f"the gradient's norm was {norm}"
+
+
+def _diverged(step: int, why: str) -> str:
+    return (
+        f"step {step}: {why}, the {_BAD_STEPS}rd step in a row without a usable gradient; the run was stopped and the"
+        " adapter kept as after its last good step. Lower learning_rate, or set precision to bf16 or fp32"
+    )

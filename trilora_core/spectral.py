@@ -1,0 +1,377 @@
+"""Tensor algebra of factored updates: canonical form, truncation, spectra, overlap, weighted sums.
+
+Everything here works on ΔW = u · diag(s) · vh without ever forming ΔW, in float32 (float64 where the input is float64)
+and without gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "SVD",
+    "balanced",
+    "canonical",
+    "canonical_many",
+    "combine",
+    "cut_energy",
+    "cut_rank",
+    "cut_threshold",
+    "effective_rank",
+    "energy",
+    "overlap",
+    "rank_for_energy",
+    "top_singular_values",
+]
+
+_BATCH_NUMBERS = 1 << 24  # numbers of up and down that canonical_many stacks at once: 64 MiB in float32
+_DECOMPOSING_DEVICES = ("cpu", "cuda")  # elsewhere QR and SVD are missing or fall back: do them on the CPU
+
+
+class SVD(NamedTuple):
+    """ΔW = u · diag(s) · vh: u (…, out, k) and vh (…, k, in) orthonormal, s (…, k) descending and not negative."""
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+
+
+@torch.no_grad()
+def canonical(up: Tensor, down: Tensor, sigma: Tensor | None = None, *, scale: float = 1.0) -> SVD:
+    """Bring scale · up · diag(sigma) · down to its SVD through two QR decompositions and the SVD of their small core.
+
+    up (…, out, r), down (…, r, in), sigma (…, r) or None for ones; k = min(r, out, in). The largest entry of each
+    column of u is positive, so equal input gives equal output. Raises ValueError for shapes that do not fit, integers,
+    and values that are not finite.
+    """
+    _check_factors(up, down, sigma)
+    sigma = down.new_ones(down.shape[:-1]) if sigma is None else sigma
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: it must be a finite number")
+    home = up.device
+    dtype = _precision(up, down, sigma)
+    with torch.autocast(_device_for(home).type, enabled=False):
+        left, left_unit = _unit_range(_working(up, dtype), "up")
+        right, right_unit = _unit_range(_working(down, dtype), "down")
+        middle, middle_unit = _unit_range(_working(sigma, dtype).unsqueeze(-1) * scale, "sigma")
+        u, s, vh = _svd_of_product(left, middle * right)
+        s = s * (left_unit * right_unit * middle_unit).squeeze(-1)
+    return SVD(u.to(home), s.to(home), vh.to(home))
+
+
+def canonical_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
+    """Canonical form of every layer's up · down, layers of equal shape together in batches of bounded memory.
+
+    Raises ValueError as `canonical` does, with the name of the layer.
+    """
+    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, (up, down) in factors.items():
+        try:
+            _check_factors(up, down, None)
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from error
+        groups[up.shape, down.shape, up.dtype, down.dtype, up.device].append(name)
+    found: dict[str, SVD] = {}
+    for names in groups.values():
+        up, down = factors[names[0]]
+        size = max(1, _BATCH_NUMBERS // (up.numel() + down.numel()))
+        for start in range(0, len(names), size):
+            found.update(_canonical_batch(names[start : start + size], factors))
+    return {name: found[name] for name in factors}
+
+
+def cut_rank(svd: SVD, rank: int) -> tuple[SVD, Tensor]:
+    """Keep the `rank` largest singular values of one layer (all, if there are fewer); also the energy discarded.
+
+    The best approximation of that rank, its squared Frobenius error being that energy (Eckart and Young 1936).
+    """
+    _check_rank(rank)
+    if svd.s.ndim != 1:
+        raise ValueError(f"singular values of shape {tuple(svd.s.shape)}: cut one layer at a time, of shape (k,)")
+    # Copies, so that what is cut off can be freed.
+    kept = SVD(svd.u[:, :rank].clone(), svd.s[:rank].clone(), svd.vh[:rank].clone())
+    return kept, energy(svd.s[rank:])
+
+
+def cut_energy(svd: SVD, share: float) -> tuple[SVD, Tensor]:
+    """Keep the fewest singular values, at least one, that hold `share` in (0, 1] of one layer's energy.
+
+    As cut_rank, with the energy discarded.
+    """
+    _check_share(share)
+    return cut_rank(svd, _rank_holding(svd.s, share, energy(svd.s)))
+
+
+def cut_threshold(svd: SVD, value: float) -> tuple[SVD, Tensor]:
+    """Keep the singular values of one layer that are at least `value`, and always the first.
+
+    As cut_rank, with the energy discarded.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"threshold is {value}: it must be a finite number, 0 or more")
+    return cut_rank(svd, max(1, int((svd.s >= value).sum())))
+
+
+def balanced(svd: SVD) -> tuple[Tensor, Tensor]:
+    """Two factors of equal column norms, up = u · sqrt(s) and down = sqrt(s) · vh, whose product is ΔW."""
+    root = svd.s.sqrt()
+    return svd.u * root.unsqueeze(-2), root.unsqueeze(-1) * svd.vh
+
+
+def energy(s: Tensor) -> Tensor:
+    """Sum of squared singular values over the last dimension, s (…, k) -> (…), which is ‖ΔW‖_F²."""
+    return _wide(s).square().sum(-1)
+
+
+def effective_rank(s: Tensor) -> Tensor:
+    """exp of the entropy of p_i = s_i / Σ s (not squared), s (…, k) -> (…); 0 where every value is 0.
+
+    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
+    """
+    wide = _wide(s)
+    total = wide.sum(-1, keepdim=True)
+    share = wide / torch.where(total > 0, total, torch.ones_like(total))
+    entropy = -torch.xlogy(share, share).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), torch.zeros_like(entropy))
+
+
+@torch.no_grad()
+def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> float:
+    """How far two adapters of one layer use the same directions, from 0 (orthogonal, or one is zero) to 1.
+
+    side: "out" compares what they write (u), "in" what they read (vh), "both" is the mean of the two. Unweighted: mean
+    squared cosine of the principal angles, ‖U_a^T U_b‖_F² / min(k_a, k_b), over directions that are not zero (Hu et al.
+    2021, LoRA, section 7.2). Weighted: the cosine between ΔW_a ΔW_a^T and ΔW_b ΔW_b^T (or ΔW^T ΔW), in which strong
+    directions count more.
+    """
+    if side not in _SIDES:
+        raise ValueError(f"side is {side!r}: it must be one of {', '.join(_SIDES)}")
+    if a.s.ndim != 1 or b.s.ndim != 1:
+        raise ValueError("overlap compares single layers: give each SVD without leading dimensions")
+    if (a.u.shape[0], a.vh.shape[1]) != (b.u.shape[0], b.vh.shape[1]):
+        raise ValueError(
+            f"layers of {a.u.shape[0]} x {a.vh.shape[1]} and {b.u.shape[0]} x {b.vh.shape[1]} cannot be compared: "
+            "both must adapt the same layer"
+        )
+    a, b = _nonzero(a), _nonzero(b)
+    if a.s.numel() == 0 or b.s.numel() == 0:
+        return 0.0
+    measure = _gram_cosine if weighted else _mean_squared_cosine
+    values = [measure(basis(a), a.s, basis(b), b.s) for basis in _SIDES[side]]
+    return min(1.0, max(0.0, sum(values) / len(values)))
+
+
+def combine(svds: Sequence[SVD], weights: Sequence[float]) -> SVD:
+    """The exact sum of weights[i] · ΔW_i in canonical form: concatenated factors, two QRs, SVD of the core.
+
+    k = min(sum of the ranks, out, in). Raises ValueError for no adapters, unlike lengths or unlike shapes.
+    """
+    if not svds or len(svds) != len(weights):
+        raise ValueError(f"{len(svds)} adapters and {len(weights)} weights: give one weight for each, and at least one")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights {list(weights)}: each must be a finite number")
+    shapes = [(*svd.u.shape[:-1], svd.vh.shape[-1]) for svd in svds]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"layers of shapes {shapes} cannot be summed: all must adapt the same layer")
+    up = torch.cat([svd.u for svd in svds], -1)
+    down = torch.cat([svd.vh for svd in svds], -2)
+    sigma = torch.cat([weight * svd.s for svd, weight in zip(svds, weights, strict=True)], -1)
+    return canonical(up, down, sigma)
+
+
+# --- singular values of base weights -------------------------------------------------------------------------------
+
+_OVERSAMPLING = 12
+_KRYLOV_STEPS = 3  # with the first product and the last projection: 8 passes over the weight
+_EXACT_SIDE = 128  # below this side a full SVD takes about a millisecond
+_KRYLOV_SHARE = (
+    0.35  # largest (columns of the Krylov basis / smaller side) at which it was cheaper than the Gram matrix
+)
+_GRAM_FLOAT32_RANGE = 1e-3  # eigenvalues below this share of the largest carry too much rounding error in float32
+_TEST_MATRIX_SEED = 2007
+
+
+@torch.no_grad()
+def top_singular_values(weight: Tensor, rank: int) -> Tensor:
+    """The min(rank, out, in) largest singular values, descending, of weight (…, out, in): -> (…, rank).
+
+    Low ranks: randomized block Krylov iteration (Musco and Musco 2015) with oversampling, an underestimate by at most
+    1% on decaying spectra; higher ranks: eigenvalues of the Gram matrix of the smaller side; small matrices: full SVD.
+    Always the same values for the same weight; the global random state is not touched. Flatten convolutions to
+    (out, in · kh · kw) first. Raises ValueError for rank < 1, fewer than two dimensions, or values that are not finite.
+    """
+    _check_rank(rank)
+    if weight.ndim < 2 or weight.numel() == 0 or not weight.is_floating_point():
+        raise ValueError(f"weight is {tuple(weight.shape)} of {weight.dtype}: a floating-point (out, in) is wanted")
+    work = _working(weight, _precision(weight))
+    if not bool(torch.stack(torch.aminmax(work)).isfinite().all()):
+        raise ValueError("weight holds NaN or infinite values: the base model file is damaged or overflowed")
+    work = work if work.shape[-2] <= work.shape[-1] else work.mT
+    side = work.shape[-2]
+    rank = min(rank, side)
+    columns = (_KRYLOV_STEPS + 1) * (rank + _OVERSAMPLING)
+    with torch.autocast(work.device.type, enabled=False):
+        values: Tensor
+        if side <= _EXACT_SIDE:
+            values = torch.linalg.svdvals(work)
+        elif columns <= _KRYLOV_SHARE * side:
+            values = _krylov_values(work, rank + _OVERSAMPLING)
+        else:
+            values = _gram_values(work, rank)
+    values = values[..., :rank].to(work.dtype)
+    return values.to(weight.device)
+
+
+def rank_for_energy(weight: Tensor, share: float, cap: int) -> int:
+    """The smallest rank, at most `cap`, at which weight (out, in) keeps `share` in (0, 1] of its energy; 1 for zero."""
+    _check_share(share)
+    values = top_singular_values(weight, cap)
+    if values.ndim != 1:
+        raise ValueError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
+    total = torch.linalg.vector_norm(_wide(weight)).square()
+    return _rank_holding(values, share, total)
+
+
+def _krylov_values(work: Tensor, block: int) -> Tensor:
+    """Singular values of `work` (…, m, n), m <= n, projected on span[Q, (AA^T)Q, …], each block orthonormalised."""
+    generator = torch.Generator().manual_seed(_TEST_MATRIX_SEED)  # on the CPU: the same draw on every device
+    start = torch.randn(work.shape[-1], block, generator=generator).to(work)
+    blocks = [torch.linalg.qr(work @ start).Q]
+    for _ in range(_KRYLOV_STEPS):
+        back = work.mT @ blocks[-1]
+        # Only the span matters; dividing keeps squares of very small or large weights within range.
+        back = back / back.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(back.dtype).tiny)
+        blocks.append(torch.linalg.qr(work @ back).Q)
+    basis = torch.linalg.qr(torch.cat(blocks, -1)).Q
+    projected = (basis.mT @ work).double()
+    return _roots_descending(torch.linalg.eigvalsh(projected @ projected.mT))
+
+
+def _gram_values(work: Tensor, rank: int) -> Tensor:
+    """Singular values of `work` (…, m, n), m <= n, from A A^T; in float64 where the wanted ones span a wide range."""
+    unit = work.abs().amax().clamp_min(torch.finfo(work.dtype).tiny)
+    work = work / unit
+    eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
+    wide = eigenvalues[..., -rank] < _GRAM_FLOAT32_RANGE * eigenvalues[..., -1]
+    if work.dtype != torch.float64 and bool(wide.any()):
+        work = work.double()
+        eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
+    return _roots_descending(eigenvalues) * unit
+
+
+def _roots_descending(eigenvalues: Tensor) -> Tensor:
+    return eigenvalues.flip(-1).clamp_min(0).sqrt()
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _canonical_batch(names: Sequence[str], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
+    up = torch.stack([factors[name][0].detach() for name in names])
+    down = torch.stack([factors[name][1].detach() for name in names])
+    finite = up.isfinite().flatten(1).all(1) & down.isfinite().flatten(1).all(1)
+    broken = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+    if broken:
+        raise ValueError(f"layer {', '.join(broken)}: up or down holds NaN or infinite values")
+    u, s, vh = canonical(up, down)
+    return {name: SVD(u[i], s[i], vh[i]) for i, name in enumerate(names)}
+
+
+def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
+    """SVD of left (…, out, r) · right (…, r, in), signs fixed."""
+    left_basis, left_core = torch.linalg.qr(left)
+    right_basis, right_core = torch.linalg.qr(right.mT)
+    core_u, s, core_vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
+    u, vh = left_basis @ core_u, core_vh @ right_basis.mT
+    largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+    return SVD(u * sign, s, sign.mT * vh)
+
+
+def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Divide each matrix by the power of two near its largest entry, so that no product under- or overflows."""
+    peak = factor.abs().amax((-2, -1), keepdim=True)
+    if not bool(peak.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinite values: the adapter diverged or its file is damaged")
+    unit = torch.ldexp(torch.ones_like(peak), torch.frexp(peak).exponent.clamp(-120, 120))
+    return factor / unit, unit
+
+
+def _check_factors(up: Tensor, down: Tensor, sigma: Tensor | None) -> None:
+    shapes = f"up {tuple(up.shape)} and down {tuple(down.shape)}"
+    if up.ndim < 2 or down.ndim < 2 or up.shape[-1] != down.shape[-2] or up.shape[:-2] != down.shape[:-2]:
+        raise ValueError(f"{shapes} do not fit: (out, r) and (r, in) are wanted, with equal leading dimensions")
+    if up.numel() == 0 or down.numel() == 0:
+        raise ValueError(f"{shapes} are empty: out, in and the rank must be at least 1")
+    if sigma is not None and sigma.shape != down.shape[:-1]:
+        raise ValueError(f"sigma {tuple(sigma.shape)} does not fit {shapes}: one value per row of down is wanted")
+    for tensor in (up, down) if sigma is None else (up, down, sigma):
+        if not tensor.is_floating_point():
+            raise ValueError(f"factors of {tensor.dtype}: floating-point tensors are wanted")
+
+
+def _check_rank(rank: int) -> None:
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank is {rank!r}: it must be a whole number, 1 or more")
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"energy share is {share}: it must be above 0 and at most 1, such as 0.95")
+
+
+def _rank_holding(s: Tensor, share: float, total: Tensor) -> int:
+    """The smallest count of leading values of s (k,) that hold `share` of the energy `total`, between 1 and k."""
+    held = _wide(s).square().cumsum(-1)
+    return min(int((held < share * total).sum()) + 1, s.numel())
+
+
+def _nonzero(svd: SVD) -> SVD:
+    """Without directions whose singular value is rounding error; any orthonormal vector may stand there."""
+    floor = svd.s.amax() * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
+    count = int((svd.s > floor).sum())
+    return SVD(svd.u[:, :count], svd.s[:count], svd.vh[:count])
+
+
+def _mean_squared_cosine(a: Tensor, _: Tensor, b: Tensor, __: Tensor) -> float:
+    return float(energy(a.mT @ b).sum() / min(a.shape[1], b.shape[1]))
+
+
+def _gram_cosine(a: Tensor, s_a: Tensor, b: Tensor, s_b: Tensor) -> float:
+    weight_a, weight_b = (s_a / s_a[0]).square(), (s_b / s_b[0]).square()
+    shared = weight_a @ (a.mT @ b).square() @ weight_b
+    return float(shared / (weight_a.norm() * weight_b.norm()))
+
+
+def _out_basis(svd: SVD) -> Tensor:
+    return svd.u
+
+
+def _in_basis(svd: SVD) -> Tensor:
+    return svd.vh.mT
+
+
+_SIDES = {"out": (_out_basis,), "in": (_in_basis,), "both": (_out_basis, _in_basis)}
+
+
+def _precision(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _device_for(home: torch.device) -> torch.device:
+    return home if home.type in _DECOMPOSING_DEVICES else torch.device("cpu")
+
+
+def _working(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(_device_for(tensor.device), dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, so that squares of small values do not underflow; float32 where the device has no float64."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)

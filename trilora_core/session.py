@@ -34,8 +34,12 @@ class Outcome:
 
 
 def stopped_path(output: Path, step: int) -> Path:
-    """The name of a run that ended before its time, so that nobody takes it for a finished one."""
-    return output.with_name(f"{output.stem}_stopped_at_{step:05d}.safetensors")
+    """A free name for a run that ended before its time, so that nobody takes it for a finished one."""
+    path, count = output.with_name(f"{output.stem}_stopped_at_{step:05d}.safetensors"), 1
+    while path.exists():
+        count += 1
+        path = output.with_name(f"{output.stem}_stopped_at_{step:05d}_{count}.safetensors")
+    return path
 
 
 def find_finished(output: Path, fingerprint: str) -> Outcome | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .adapter import Target, TriLoRA, derive_seed
 from .config import TrainConfig, to_json
-from .data.dataset import Dataset
+from .data.dataset import Dataset, Encoder
 from .data.sampler import batch_indices
 from .fileformat import Adapter
 from .objective import draw_uniform, mse_per_sample
@@ -54,21 +54,6 @@ class Denoiser(Protocol):
 
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """One forward at the given times: (prediction, regression target), each (B, C, h, w)."""
-        ...
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """Pictures to latents, captions to conditioning; `fingerprint` names the weights that do it."""
-
-    fingerprint: str
-
-    def pictures(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 in [0, 1] -> latents (B, C, h, w) before the model's own scaling."""
-        ...
-
-    def captions(self, texts: Sequence[str]) -> list[Any]:
-        """One conditioning object for each caption, as the denoiser's `predict` takes it."""
         ...
 
 

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from trilora_core.atomic import check_writable, write_atomic
+from trilora_core.errors import InputError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError):
+        write_atomic(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_replaces_the_file_and_makes_the_folder(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_atomic(path, lambda temporary: temporary.write_text("one") and None)
+    write_atomic(path, lambda temporary: temporary.write_text("two") and None)
+    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
+
+
+def test_ordinary_permissions(tmp_path):
+    old = os.umask(0o022)
+    try:
+        write_atomic(tmp_path / "a", lambda temporary: None)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*file/a\.txt: .*; choose a folder that you can write to"):
+        write_atomic(tmp_path / "file" / "a.txt", lambda temporary: None)
+    with pytest.raises(InputError, match="cannot write"):
+        check_writable(tmp_path / "file")
+    check_writable(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.test_train import CONFIG, go, make_run, same, values
+from trilora_core.checkpoint import load_state, remove_state, save_state, state_path
+from trilora_core.errors import InputError
+
+
+def test_a_state_file_resumes_bit_for_bit(tmp_path):
+    whole, first, resumed = make_run(), make_run(), make_run()
+    go(whole)
+    go(first, 11)
+    save_state(tmp_path / "a.state.safetensors", first)
+    load_state(tmp_path / "a.state.safetensors", resumed)
+    go(resumed)
+    assert same(values(whole), values(resumed)) and whole.losses == resumed.losses
+
+
+def test_the_state_lies_beside_the_adapter(tmp_path):
+    assert state_path(tmp_path / "style.safetensors") == tmp_path / "style.state.safetensors"
+
+
+def test_a_state_of_other_options_is_refused(tmp_path):
+    run = make_run()
+    go(run, 2)
+    save_state(tmp_path / "a", run)
+    other = make_run(replace(CONFIG, batch_size=2))
+    with pytest.raises(InputError, match="belongs to a run with other options"):
+        load_state(tmp_path / "a", other)
+    longer = make_run(replace(CONFIG, steps=60))
+    load_state(tmp_path / "a", longer)
+    assert longer.step == 2
+
+
+def test_foreign_and_broken_files_are_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(InputError, match="has state version none, wanted 1"):
+        load_state(tmp_path / "other", make_run())
+    (tmp_path / "broken").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    with pytest.raises(InputError, match="cannot resume from"):
+        load_state(tmp_path / "broken", make_run())
+    with pytest.raises(InputError, match="cannot resume from"):
+        load_state(tmp_path / "missing", make_run())
+
+
+def test_removing_a_state_twice_is_no_error(tmp_path):
+    run = make_run()
+    go(run, 1)
+    save_state(tmp_path / "a", run)
+    remove_state(tmp_path / "a")
+    remove_state(tmp_path / "a")
+    assert not list(tmp_path.iterdir())

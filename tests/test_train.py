@@ -30,7 +30,7 @@ def make_run(config: TrainConfig = CONFIG, denoiser: ToyDenoiser | None = None) 
 
 def go(run: Run, count: int | None = None) -> list:
     with run.trainable.attach(run.denoiser.targets()), closing(train(run)) as steps:
-        return [step for step, _ in zip(steps, range(count or run.config.steps), strict=False)]
+        return [step for _, step in zip(range(count or run.config.steps), steps, strict=False)]
 
 
 def values(run: Run) -> list[torch.Tensor]:

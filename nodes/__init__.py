@@ -1,0 +1,33 @@
+"""The extension: the explicit list of node classes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import ApplyTriLoRA
+from .dataset import TriLoRADataset, TriLoRADatasetFromImages
+from .files import LoadTriLoRA, SaveTriLoRA
+from .merge import MergeTriLoRA
+from .options import TriLoRAOptimizerOptions
+from .train import TrainTriLoRA
+
+__all__ = ["NODES", "TriLoRAExtension"]
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    TriLoRADataset,
+    TriLoRADatasetFromImages,
+    TriLoRAOptimizerOptions,
+    TrainTriLoRA,
+    SaveTriLoRA,
+    LoadTriLoRA,
+    ApplyTriLoRA,
+    MergeTriLoRA,
+)
+
+
+class TriLoRAExtension(ComfyExtension):
+    """What the host asks for its list of nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """List every node of the pack."""
+        return list(NODES)

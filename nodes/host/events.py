@@ -1,0 +1,74 @@
+"""What a node tells the person who waits, and what it hears from them: progress, text, interrupt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+
+__all__ = ["Progress", "announce", "check_interrupt", "interrupt_type", "reporter"]
+
+
+log = logging.getLogger("trilora")
+
+
+class Progress:
+    """The progress bar of a node and the text below it.
+
+    `node_id` is the node's own id in the graph (a string, "3:1" inside a subgraph), or None outside a graph: then
+    nothing is shown.
+    """
+
+    def __init__(self, node_id: str | None, total: int) -> None:
+        self._node_id = node_id
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+
+    def update(self, step: int, text: str = "", total: int | None = None) -> None:
+        """Show that `step` of the total is done; the host raises its interrupt here if the user asked to stop."""
+        if text:
+            self.text(text)
+        self._bar.update_absolute(step, total)
+
+    def text(self, text: str) -> None:
+        """Show one line of text on the node."""
+        server = _server()
+        if server is not None and self._node_id is not None:
+            server.send_progress_text(text, self._node_id)
+
+
+def reporter(node_id: str | None, what: str) -> Callable[[int, int], None]:
+    """Give a callback (done, total) that moves the bar of a node and raises the host's interrupt."""
+    progress = Progress(node_id, 1)
+
+    def report(done: int, total: int) -> None:
+        check_interrupt()
+        progress.update(done, f"{what} {done} of {total}", total)
+
+    return report
+
+
+def announce(node_id: str | None, summary: str, problems: Sequence[str] = ()) -> None:
+    """Leave a line of text on the node, with what went wrong below it; problems go to the log too."""
+    for problem in problems:
+        log.warning("%s", problem)
+    left_out = [f"left out: {problem}" for problem in problems]
+    Progress(node_id, 1).text("\n".join([summary, *left_out]))
+
+
+def check_interrupt() -> None:
+    """Raise the host's interrupt if the user asked to stop."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def interrupt_type() -> type[BaseException]:
+    """Give the class of the host's interrupt: an Exception in older hosts, only a BaseException in newer ones."""
+    return comfy.model_management.InterruptProcessingException
+
+
+def _server() -> Any | None:
+    from server import PromptServer  # late: it pulls in the whole web server, which tests of a node do not need
+
+    return getattr(PromptServer, "instance", None)

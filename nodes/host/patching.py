@@ -1,0 +1,174 @@
+"""Put an adapter on the host's models: merged into the weights, or at run time where merging would lose it.
+
+The host is asked which weight a layer's stem means, so whatever its own LoRA loader knows can be applied here. Weights
+in full or half precision get the host's own patches. fp8 and quantised weights would round much of a small change away
+(cosine 0.87), so there `runtime` adds the change to the layer's output.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+import comfy.utils
+import torch
+from comfy.weight_adapter import LoRAAdapter
+
+from ...trilora_core.errors import InputError
+from ...trilora_core.fileformat import Adapter, Layer
+from ...trilora_core.keys import guess_architecture
+from ...trilora_core.spectral import balanced
+from . import runtime
+
+__all__ = ["apply"]
+
+TEXT_STEMS = ("lora_te", "text_encoder")
+SHOWN = 5  # names in a message
+
+log = logging.getLogger("trilora")
+
+
+@dataclass(frozen=True)
+class _Match:
+    """One layer of the adapter and the weight that it changes.
+
+    `where` is what the host's key maps hold: the weight's name, or (name, (dimension, start, length), …).
+    """
+
+    stem: str
+    layer: Layer
+    where: Any
+    module: torch.nn.Module
+    weight: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight, or of its row range, with a kernel folded into the columns."""
+        sizes = list(self.weight.shape)
+        if not isinstance(self.where, str):
+            dimension, _, length = self.where[1]
+            sizes[dimension] = length
+        return sizes[0], math.prod(sizes[1:])
+
+    @property
+    def hooked(self) -> bool:
+        """True where the change is added to the layer's output instead of to the weight."""
+        return runtime.rounds_away(self.weight) and runtime.possible(self.module, self.where)
+
+
+def apply(
+    adapter: Adapter, model: Any, strength: float, clip: Any | None = None, strength_clip: float = 1.0
+) -> tuple[Any, Any | None]:
+    """Give clones of the host's model and clip with the adapter on them; at strength 0 the very same object.
+
+    Every layer is looked up and measured before anything is patched. Raises InputError if no layer fits, or if a
+    layer's shape differs from its weight's, and for a strength that is not a finite number.
+    """
+    for name, value in (("strength", strength), ("strength_clip", strength_clip)):
+        if not math.isfinite(value):
+            raise InputError(f"{name} is {value}; wanted a finite number, such as 1.0")
+    if strength == 0.0 and (clip is None or strength_clip == 0.0):
+        return model, clip
+    unet = _matches(adapter, model.model, comfy.lora.model_lora_keys_unet(model.model, {}))
+    text = {}
+    if clip is not None:
+        text = _matches(adapter, clip.cond_stage_model, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+    _check_names(adapter, [*unet, *text], _kind(model.model), with_text=clip is not None)
+    _check_shapes(adapter, unet, _kind(model.model))
+    _check_shapes(adapter, text, "the text encoder")
+    if unet and strength != 0.0:
+        model = model.clone()
+        _patch(model, unet, strength)
+    if text and strength_clip != 0.0:
+        clip = clip.clone()
+        _patch(clip.patcher, text, strength_clip)
+    return model, clip
+
+
+def _matches(adapter: Adapter, root: torch.nn.Module, names: Mapping[str, Any]) -> dict[str, _Match]:
+    found = {}
+    for stem, layer in adapter.layers.items():
+        if stem in names:
+            where = names[stem]
+            path, _, attribute = (where if isinstance(where, str) else where[0]).rpartition(".")
+            module = comfy.utils.get_attr(root, path)
+            found[stem] = _Match(stem, layer, where, module, getattr(module, attribute))
+    return found
+
+
+def _patch(patcher: Any, matches: Mapping[str, _Match], strength: float) -> None:
+    merged = {match.where: _host_adapter(match.layer) for match in matches.values() if not match.hooked}
+    hooked = [_part(match, strength) for match in matches.values() if match.hooked]
+    if merged:
+        patcher.add_patches(merged, strength)
+    if hooked:
+        runtime.install(patcher, hooked)
+        log.info(
+            "%d of %d layers are fp8 or quantised: they are adapted while the model runs", len(hooked), len(matches)
+        )
+
+
+def _host_adapter(layer: Layer) -> LoRAAdapter:
+    """The host's own adapter, a fresh one each time: it keeps state of the patcher that it is on."""
+    up, down = balanced(layer.svd)
+    return LoRAAdapter(set(), (up, down, None, None, None, None))
+
+
+def _part(match: _Match, strength: float) -> runtime.Part:
+    up, down = balanced(match.layer.svd)
+    name, rows = match.where, None
+    if not isinstance(match.where, str):
+        name, (_, start, length) = match.where
+        rows = (start, length)
+    return runtime.Part(name.removesuffix(".weight"), up * strength, down, rows)
+
+
+def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bool) -> None:
+    missing = [stem for stem in adapter.layers if stem not in set(found)]
+    of_text = [stem for stem in missing if stem.startswith(TEXT_STEMS)]
+    if not found:
+        advice = "use the base model that the adapter was trained for"
+        if of_text and not with_text and len(of_text) == len(missing):
+            advice = "they belong to a text encoder: connect clip"
+        raise InputError(
+            f"the adapter is for {_purpose(adapter)}, but the model is {kind}: it has none of the adapter's "
+            f"{len(missing)} layers ({_some(missing)}); {advice}"
+        )
+    if of_text and not with_text:
+        log.info("%d layers belong to a text encoder; connect clip to use them: %s", len(of_text), _some(of_text))
+        missing = [stem for stem in missing if stem not in set(of_text)]
+    if missing:
+        log.warning("%d of %d layers are not in this %s and are left out: %s", len(missing), len(adapter.layers), kind,
+                    _some(missing))  # fmt: skip
+
+
+def _check_shapes(adapter: Adapter, matches: Mapping[str, _Match], kind: str) -> None:
+    for match in matches.values():
+        change = match.layer.svd.u.shape[0], match.layer.svd.vh.shape[-1]
+        if change != match.shape:
+            raise InputError(
+                f"layer {match.stem}: the adapter changes a weight of {_size(change)}, but in {kind} it is "
+                f"{_size(match.shape)}; the adapter is for {_purpose(adapter)}: use the base model that it was trained for"
+            )
+
+
+def _purpose(adapter: Adapter) -> str:
+    """What the file says or its layers look like."""
+    said = adapter.metadata.get("modelspec.architecture") or adapter.metadata.get("ss_base_model_version")
+    return said or guess_architecture(adapter.layers, adapter.metadata) or "an unknown base model"
+
+
+def _kind(model: torch.nn.Module) -> str:
+    return type(model).__name__
+
+
+def _size(shape: tuple[int, int]) -> str:
+    return " x ".join(str(length) for length in shape)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,185 @@
+"""Names of folders and files that a workflow may hold, and the places that they stand for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ...trilora_core.errors import InputError
+
+__all__ = [
+    "NO_FOLDER",
+    "NO_LORA",
+    "check_dataset_folder",
+    "check_lora",
+    "dataset_fingerprint",
+    "dataset_folder",
+    "dataset_folders",
+    "lora_file",
+    "lora_files",
+    "lora_fingerprint",
+    "numbered_file",
+    "output_folder",
+    "unique_file",
+]
+
+NO_FOLDER = "(no folder yet: put pictures into a folder below ComfyUI's input)"
+NO_LORA = "(no file yet: put a LoRA into ComfyUI's models/loras)"
+REGISTERED = "trilora_datasets"  # the entry in the host's extra_model_paths file
+SUFFIX = " [datasets]"
+
+
+def dataset_folders() -> list[str]:
+    """Names for the folder widget: below input/ as `name`, below registered places as `name [datasets]`."""
+    names = [name for name in _below(_input_root())]
+    names += [name + SUFFIX for root in _registered_roots() for name in _below(root)]
+    return sorted(dict.fromkeys(names)) or [NO_FOLDER]
+
+
+def dataset_folder(name: str) -> Path:
+    """Resolve a name of `dataset_folders`; a name that leaves its root or is no folder raises InputError."""
+    if name == NO_FOLDER:
+        raise InputError(_how_to_add())
+    registered = name.endswith(SUFFIX)
+    for root in _registered_roots() if registered else [_input_root()]:
+        folder = _inside(root, name.removesuffix(SUFFIX))
+        if folder is not None and folder.is_dir():
+            return folder
+    raise InputError(f'the folder "{name}" is not there. {_how_to_add()}')
+
+
+def check_dataset_folder(name: str | None) -> bool | str:
+    """Validate the folder widget: True, or the reason why the name cannot be used (None: it comes over a link)."""
+    return _valid(dataset_folder, name)
+
+
+def lora_files() -> list[str]:
+    """Names for the file widget: everything that the host lists below its loras folders."""
+    return folder_paths.get_filename_list("loras") or [NO_LORA]
+
+
+def lora_file(name: str) -> Path:
+    """Resolve a name of `lora_files`; only what the host itself lists is opened, else InputError."""
+    if name not in folder_paths.get_filename_list("loras"):
+        raise InputError(
+            f'the LoRA file "{name}" is not in models/loras; choose one from the list (press R to refresh)'
+        )
+    return Path(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def check_lora(name: str | None) -> bool | str:
+    """Validate the file widget: True, or the reason why the name cannot be used (None: it comes over a link)."""
+    return _valid(lora_file, name)
+
+
+def output_folder() -> Path:
+    """The folder loras/trilora/ of the host, made if it is not there."""
+    folder = _loras_root() / "trilora"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder} ({error.strerror}); check its permissions") from error
+    return folder
+
+
+def unique_file(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:
+    """Give folder/stem.suffix, or with _2, _3 … behind the stem if it is taken; `stem` may not name another folder."""
+    if not stem or Path(stem).name != stem or "\\" in stem or stem in {".", ".."}:
+        raise InputError(f'"{stem}" is not a file name; use a name without slashes, such as my_style')
+    count, path = 1, folder / (stem + suffix)
+    while path.exists():
+        count += 1
+        path = folder / f"{stem}_{count}{suffix}"
+    return path
+
+
+def numbered_file(prefix: str) -> Path:
+    """Give the next free <prefix>_<number>_.safetensors below loras, numbered as the host's own save nodes do."""
+    root = _loras_root()
+    if not prefix.strip() or prefix.endswith(("/", "\\")) or _inside(root, prefix) is None:
+        raise InputError(
+            f'filename_prefix is "{prefix}"; wanted a name below models/loras, such as my_style or trilora/my_style'
+        )
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    except OSError as error:
+        raise InputError(f"cannot write below {root} ({error.strerror}); check its permissions") from error
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def dataset_fingerprint(name: str | None) -> str:
+    """Hash what lies in a folder, so that the host runs again when a file changes. Never raises.
+
+    A name that comes over a link is not known here (None): then everything below the roots counts.
+    """
+    return _fingerprint(dataset_folder, name, [_input_root(), *_registered_roots()])
+
+
+def lora_fingerprint(name: str | None) -> str:
+    """Hash the facts of one LoRA file, as `dataset_fingerprint`."""
+    return _fingerprint(lora_file, name, [Path(root) for root in folder_paths.get_folder_paths("loras")])
+
+
+def _fingerprint(resolve: Callable[[str], Path], name: str | None, roots: list[Path]) -> str:
+    digest = hashlib.sha256()
+    try:
+        for place in roots if name is None else [resolve(name)]:
+            for file in [place] if place.is_file() else sorted(place.rglob("*")):
+                facts = file.stat()
+                digest.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode(errors="surrogatepass"))
+    except (InputError, OSError) as error:
+        return f"{name}: {error}"  # the node's own run gives the reason
+    return digest.hexdigest()
+
+
+def _valid(resolve: Callable[[str], Path], name: str | None) -> bool | str:
+    if name is None:
+        return True
+    try:
+        resolve(name)
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def _input_root() -> Path:
+    return Path(folder_paths.get_input_directory())
+
+
+def _loras_root() -> Path:
+    return Path(os.path.abspath(folder_paths.get_folder_paths("loras")[0]))
+
+
+def _registered_roots() -> list[Path]:
+    if REGISTERED not in folder_paths.folder_names_and_paths:
+        return []
+    return [Path(root) for root in folder_paths.get_folder_paths(REGISTERED)]
+
+
+def _below(root: Path) -> Iterator[str]:
+    for current, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            folder = Path(current) / name
+            if not folder.is_symlink():  # a link may leave the root, and `dataset_folder` would then refuse it
+                yield folder.relative_to(root).as_posix()
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    """Resolve links and dots of root/name; None if the result is the root itself or lies elsewhere."""
+    try:
+        base, place = Path(os.path.realpath(root)), Path(os.path.realpath(root / name))
+    except ValueError:  # a null byte
+        return None
+    return place if base in place.parents else None
+
+
+def _how_to_add() -> str:
+    return (
+        f"Make a folder below {_input_root()}, put pictures (and .txt captions of the same name) into it and press R "
+        f'to refresh; or register another place under "{REGISTERED}" in extra_model_paths.yaml.'
+    )

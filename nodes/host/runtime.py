@@ -1,0 +1,119 @@
+"""Add an adapter to the outputs of layers while a model is loaded, for weights that merging would round away.
+
+A forward hook per layer, so any number of adapters stack, in any order, on any row range of a fused layer. The host
+loads and unloads the hooks with the model, as it does its own injections.
+"""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.patcher_extension import CallbacksMP, PatcherInjection
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Part", "install", "possible", "rounds_away"]
+
+NAME = "trilora"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer's change: up (out, k), strength included, and down (k, in · kernel), both float32.
+
+    `path` is the module's name in the host's model; `rows` is the first row and the number of rows that change, None
+    for all.
+    """
+
+    path: str
+    up: Tensor
+    down: Tensor
+    rows: tuple[int, int] | None = None
+    _cast: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """The forward hook: output + up · down · input, on the rows that the part names."""
+        up, down = self._factors(args[0])
+        change = (_convolved if isinstance(module, nn.Conv2d) else _multiplied)(module, args[0], up, down)
+        if self.rows is not None:
+            start, length = self.rows
+            change = functional.pad(change, (start, output.shape[-1] - start - length))
+        return output + change.to(output.dtype)
+
+    def forget(self) -> None:
+        """Free the factors that were converted for the layer's device."""
+        self._cast.clear()
+
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        place = (like.device, like.dtype)
+        if place not in self._cast:
+            self._cast[place] = (self.up.to(like.device, like.dtype), self.down.to(like.device, like.dtype))
+        return self._cast[place]
+
+
+class _Hooks:
+    """The hooks of one adapter on every host model that it is loaded on."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = tuple(parts)
+        self._handles: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
+
+    def inject(self, patcher: Any) -> None:
+        """Hook the layers of the patcher's model; a second call changes nothing."""
+        self.eject(patcher)
+        modules = [(comfy.utils.get_attr(patcher.model, part.path), part) for part in self._parts]
+        self._handles[patcher.model] = [module.register_forward_hook(part) for module, part in modules]
+
+    def eject(self, patcher: Any) -> None:
+        """Take the hooks off again; harmless where there are none."""
+        for handle in self._handles.pop(patcher.model, []):
+            handle.remove()
+        for part in self._parts:
+            part.forget()
+
+
+def rounds_away(weight: Tensor) -> bool:
+    """True for fp8 weights (by dtype) and quantised ones (by dtype or tensor class), which cannot hold a small change."""
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return not plain or not weight.is_floating_point() or weight.element_size() == 1
+
+
+def possible(module: nn.Module, where: Any) -> bool:
+    """True where a hook can add the change: linear layers (a row range too) and ungrouped 2D convolutions."""
+    if isinstance(module, nn.Conv2d):
+        return isinstance(where, str) and module.groups == 1 and module.padding_mode == "zeros"
+    if isinstance(module, nn.Embedding) or not hasattr(module, "in_features"):
+        return False
+    return isinstance(where, str) or (len(where) == 2 and where[1][0] == 0)
+
+
+def install(patcher: Any, parts: Sequence[Part]) -> None:
+    """Have the host hook these layers whenever it loads the patcher's model, and unhook them when it unloads it."""
+    hooks = _Hooks(parts)
+    patcher.set_injections(f"{NAME}_{uuid.uuid4().hex}", [PatcherInjection(hooks.inject, hooks.eject)])
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_CLONE, NAME)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLONE, NAME, _not_injected)
+    _not_injected(None, patcher)
+
+
+def _not_injected(_original: Any, clone: Any) -> None:
+    # A clone copies "is injected" from a loaded original although the host has loaded no hook on its behalf. Left so,
+    # patching or deleting the clone would hook or unhook the original's model.
+    clone.is_injected = False
+
+
+def _multiplied(_module: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return functional.linear(functional.linear(x, down), up)
+
+
+def _convolved(module: nn.Conv2d, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    kernel = down.reshape(down.shape[0], module.in_channels, *module.kernel_size)
+    hidden = functional.conv2d(x, kernel, None, module.stride, module.padding, module.dilation)
+    return functional.conv2d(hidden, up.reshape(*up.shape, 1, 1))

@@ -1,0 +1,183 @@
+"""The node for the settings of training that most people leave alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..trilora_core.config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, TrainConfig
+from .sockets import CATEGORY, OptionsSocket
+
+__all__ = ["TriLoRAOptimizerOptions"]
+
+INIT_TIP = (
+    "How the singular values of the adapter start, from the largest ones of each base weight. svd-mean: divided by "
+    "their mean, so that the learning rate means what it means for LoRA. svd: raw, as in the paper; this multiplies "
+    "the effective learning rate of the up factor by each singular value, because the optimizer "
+    "cancels the scale of a gradient but not that of the forward pass, so lower "
+    "learning_rate with it. svd-max: divided by the largest one. "
+    "svd-fro: divided by the norm of the weight, small values. ones: all 1, trained from there."
+)
+
+
+class TriLoRAOptimizerOptions(io.ComfyNode):
+    """How training moves the adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Ids and names are fixed: saved workflows hold them. New widgets go last."""
+        return io.Schema(
+            node_id="TriLoRAOptimizerOptions",
+            display_name="TriLoRA Optimizer Options",
+            category=CATEGORY,
+            description="Settings of Train TriLoRA that most people leave alone.",
+            inputs=[*_adapter_inputs(), *_optimizer_inputs(), *_run_inputs()],
+            outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        init: str,
+        method: str,
+        alpha: float,
+        companion_rank: int,
+        optimizer: str,
+        schedule: str,
+        warmup_steps: int,
+        weight_decay: float,
+        clip_norm: float,
+        accumulation: int,
+        precision: str,
+        gradient_checkpointing: bool,
+        save_every: int,
+        options: TrainConfig | None = None,
+    ) -> io.NodeOutput:
+        """Set this node's fields; the others stay as `options` had them."""
+        base = options or TrainConfig()
+        adapter = replace(base.adapter, init=init, method=method, alpha=alpha or None, companion_rank=companion_rank)
+        moves = replace(
+            base.optimizer,
+            name=optimizer,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            accumulation=accumulation,
+        )
+        run = replace(
+            base,
+            adapter=adapter,
+            optimizer=moves,
+            precision=precision,
+            gradient_checkpointing=gradient_checkpointing,
+            save_every=save_every,
+        )
+        return io.NodeOutput(run)
+
+
+def _adapter_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input("init", options=list(INITS), default="svd-mean", tooltip=INIT_TIP),
+        io.Combo.Input(
+            "method",
+            options=list(METHODS),
+            default="trilora",
+            tooltip="trilora: singular values are trained too. lora: they stay at 1, the plain method, to compare with.",
+        ),
+        io.Float.Input(
+            "alpha",
+            default=0.0,
+            min=0.0,
+            max=1024.0,
+            step=0.5,
+            tooltip="Scale of the change is alpha / rank. 0: alpha is the rank, so the scale is 1. "
+            "Take half the rank to halve what one step does.",
+        ),
+        io.Int.Input(
+            "companion_rank",
+            default=0,
+            min=0,
+            max=128,
+            tooltip="Rank of a second, smaller plain adapter that is trained along and folded into the result, as in the "
+            "paper. 0: none.",
+        ),
+    ]
+
+
+def _optimizer_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "optimizer", options=list(OPTIMIZERS), default="adamw", tooltip="adamw: Adam with weight decay."
+        ),
+        io.Combo.Input(
+            "schedule",
+            options=list(SCHEDULES),
+            default="constant",
+            tooltip="Course of the learning rate after warm-up. constant: stays. cosine and linear: fall to 0 at the last "
+            "step, which helps long runs.",
+        ),
+        io.Int.Input(
+            "warmup_steps",
+            default=0,
+            min=0,
+            max=100000,
+            tooltip="Optimizer steps in which the learning rate climbs from 0. 10 to 100 if the loss jumps at the start.",
+        ),
+        io.Float.Input(
+            "weight_decay",
+            default=0.01,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            round=False,
+            tooltip="Pull of the up and down factors towards 0; the singular values are never decayed. "
+            "More if the result copies its pictures.",
+        ),
+        io.Float.Input(
+            "clip_norm",
+            default=1.0,
+            min=0.0,
+            max=1000.0,
+            step=0.1,
+            tooltip="Longest gradient that is let through, as a norm over all layers. 0: no limit.",
+        ),
+        io.Int.Input(
+            "accumulation",
+            default=1,
+            min=1,
+            max=1024,
+            tooltip="Batches per optimizer step: 4 with batch_size 1 learns like batch_size 4, with less memory.",
+        ),
+    ]
+
+
+def _run_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "precision",
+            options=list(PRECISIONS),
+            default="auto",
+            tooltip="Number format of the forward pass. auto: as the model computes by itself. bf16: fast on recent cards. "
+            "fp16: for cards without bf16. fp32: exact and slow.",
+        ),
+        io.Boolean.Input(
+            "gradient_checkpointing",
+            default=False,
+            tooltip="On: much less memory, about a third more time, the same result. For large models on small cards.",
+        ),
+        io.Int.Input(
+            "save_every",
+            default=0,
+            min=0,
+            max=1000000,
+            tooltip="Optimizer steps between two saves of a state that resume can go on from. "
+            "0: only when the run ends or is stopped.",
+        ),
+        OptionsSocket.Input(
+            "options",
+            optional=True,
+            tooltip="Options of another node: this one sets its own fields and keeps the rest.",
+        ),
+    ]

@@ -193,7 +193,7 @@ _EXACT_SIDE = 128  # below this side a full SVD takes about a millisecond
 _KRYLOV_SHARE = (
     0.35  # largest (columns of the Krylov basis / smaller side) at which it was cheaper than the Gram matrix
 )
-_GRAM_FLOAT32_RANGE = 1e-3  # eigenvalues below this share of the largest carry too much rounding error in float32
+_GRAM_FLOAT32_RANGE = 1e-4  # eigenvalues below this share of the largest carry too much rounding error in float32
 _TEST_MATRIX_SEED = 2007
 
 
@@ -234,8 +234,7 @@ def rank_for_energy(weight: Tensor, share: float, cap: int) -> int:
     values = top_singular_values(weight, cap)
     if values.ndim != 1:
         raise ValueError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
-    total = torch.linalg.vector_norm(_wide(weight)).square()
-    return _rank_holding(values, share, total)
+    return _rank_holding(values, share, energy(weight.flatten()))
 
 
 def _krylov_values(work: Tensor, block: int) -> Tensor:
@@ -255,14 +254,14 @@ def _krylov_values(work: Tensor, block: int) -> Tensor:
 
 def _gram_values(work: Tensor, rank: int) -> Tensor:
     """Singular values of `work` (…, m, n), m <= n, from A A^T; in float64 where the wanted ones span a wide range."""
-    unit = work.abs().amax().clamp_min(torch.finfo(work.dtype).tiny)
+    unit = work.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(work.dtype).tiny)
     work = work / unit
     eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
     wide = eigenvalues[..., -rank] < _GRAM_FLOAT32_RANGE * eigenvalues[..., -1]
     if work.dtype != torch.float64 and bool(wide.any()):
         work = work.double()
         eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
-    return _roots_descending(eigenvalues) * unit
+    return _roots_descending(eigenvalues) * unit.squeeze(-1)
 
 
 def _roots_descending(eigenvalues: Tensor) -> Tensor:
@@ -284,14 +283,17 @@ def _canonical_batch(names: Sequence[str], factors: Mapping[str, tuple[Tensor, T
 
 
 def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
-    """SVD of left (…, out, r) · right (…, r, in), signs fixed."""
-    left_basis, left_core = torch.linalg.qr(left)
-    right_basis, right_core = torch.linalg.qr(right.mT)
+    """SVD of left (…, out, r) · right (…, r, in), signs fixed.
+
+    The small core and the two thin products are in float64: they cost nothing, and TF32 cannot touch them.
+    """
+    left_basis, left_core = (part.double() for part in torch.linalg.qr(left))
+    right_basis, right_core = (part.double() for part in torch.linalg.qr(right.mT))
     core_u, s, core_vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    u, vh = left_basis @ core_u, core_vh @ right_basis.mT
+    u, vh = (left_basis @ core_u).to(left), (core_vh @ right_basis.mT).to(left)
     largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
-    return SVD(u * sign, s, sign.mT * vh)
+    return SVD(u * sign, s.to(left), sign.mT * vh)
 
 
 def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -333,10 +335,10 @@ def _rank_holding(s: Tensor, share: float, total: Tensor) -> int:
 
 
 def _nonzero(svd: SVD) -> SVD:
-    """Without directions whose singular value is rounding error; any orthonormal vector may stand there."""
+    """In float64, without directions whose singular value is rounding error: any orthonormal vector may stand there."""
     floor = svd.s.amax() * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
     count = int((svd.s > floor).sum())
-    return SVD(svd.u[:, :count], svd.s[:count], svd.vh[:count])
+    return SVD(_wide(svd.u[:, :count]), _wide(svd.s[:count]), _wide(svd.vh[:count]))
 
 
 def _mean_squared_cosine(a: Tensor, _: Tensor, b: Tensor, __: Tensor) -> float:

@@ -1,0 +1,551 @@
+"""Every operation against a dense SVD in float64, the identities it must keep, and what it must refuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trilora_core import spectral
+from trilora_core.spectral import (
+    SVD,
+    balanced,
+    canonical,
+    canonical_many,
+    combine,
+    cut_energy,
+    cut_rank,
+    cut_threshold,
+    effective_rank,
+    energy,
+    overlap,
+    rank_for_energy,
+    top_singular_values,
+)
+
+SHAPES = [(1, 1, 1), (5, 3, 1), (24, 16, 4), (16, 40, 7), (6, 30, 12), (30, 6, 12), (8, 8, 8), (4, 5, 20), (1, 9, 3)]
+DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
+
+
+def factors(out: int, in_: int, rank: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tensor]:
+    return draw(out, rank, seed=2 * seed, dtype=dtype), draw(rank, in_, seed=2 * seed + 1, dtype=dtype)
+
+
+def dense(svd: SVD) -> Tensor:
+    return (svd.u * svd.s.unsqueeze(-2)) @ svd.vh
+
+
+def with_spectrum(out: int, in_: int, values: Tensor) -> Tensor:
+    """A matrix with these singular values and random directions."""
+    k = values.numel()
+    left, right = torch.linalg.qr(draw(out, k, seed=5)).Q, torch.linalg.qr(draw(in_, k, seed=6)).Q
+    return (left * values) @ right.T
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
+
+
+def assert_canonical(svd: SVD, tolerance: float) -> None:
+    """Orthonormal, sorted, not negative, signs by the rule."""
+    k = svd.s.shape[-1]
+    eye = torch.eye(k, dtype=DOUBLE)
+    u, vh = svd.u.double(), svd.vh.double()
+    assert (u.mT @ u - eye).abs().max() < tolerance
+    assert (vh @ vh.mT - eye).abs().max() < tolerance
+    assert (svd.s >= 0).all() and (svd.s.diff() <= 0).all()
+    assert (u.gather(-2, u.abs().argmax(-2, keepdim=True)) > 0).all()
+
+
+# --- canonical form ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("out", "in_", "rank"), SHAPES)
+def test_canonical_equals_the_dense_svd(out: int, in_: int, rank: int) -> None:
+    up, down = factors(out, in_, rank)
+    sigma = draw(rank, seed=9)
+    svd = canonical(up, down, sigma, scale=-0.5)
+    product = -0.5 * up @ torch.diag(sigma) @ down
+    k = min(out, in_, rank)
+    assert svd.u.shape == (out, k) and svd.s.shape == (k,) and svd.vh.shape == (k, in_)
+    assert_canonical(svd, 1e-12)
+    assert distance(dense(svd), product) < 1e-13
+    torch.testing.assert_close(svd.s, torch.linalg.svdvals(product)[:k], rtol=1e-10, atol=1e-12)
+
+
+def test_directions_equal_the_dense_svd() -> None:
+    up, down = factors(20, 14, 5)
+    svd = canonical(up, down)
+    u, _, vh = torch.linalg.svd(up @ down, full_matrices=False)
+    assert ((svd.u * u[:, :5]).sum(0).abs() - 1).abs().max() < 1e-10
+    assert ((svd.vh * vh[:5]).sum(1).abs() - 1).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("dtype", "result"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, result: torch.dtype) -> None:
+    up, down = factors(48, 32, 6, dtype=dtype)
+    svd = canonical(up, down)
+    assert {part.dtype for part in svd} == {result}
+    assert_canonical(svd, 1e-5)
+    assert distance(dense(svd), up.double() @ down.double()) < 1e-6
+
+
+def test_mixed_precisions_take_the_wider() -> None:
+    up, down = factors(9, 7, 3)
+    svd = canonical(up.half(), down)
+    assert svd.u.dtype == DOUBLE
+    assert distance(dense(svd), up.half().double() @ down) < 1e-13
+
+
+@pytest.mark.parametrize("zeroed", ["up", "down", "sigma", "scale"])
+def test_a_zero_adapter_has_zero_values_and_orthonormal_directions(zeroed: str) -> None:
+    up, down = factors(12, 10, 4, dtype=torch.float32)
+    parts = {"up": up, "down": down, "sigma": torch.ones(4), "scale": torch.ones(1)}
+    parts[zeroed] = torch.zeros_like(parts[zeroed])
+    svd = canonical(parts["up"], parts["down"], parts["sigma"], scale=float(parts["scale"]))
+    assert torch.equal(svd.s, torch.zeros(4))
+    assert_canonical(svd, 1e-5)
+
+
+def test_repeated_directions_give_the_lower_rank() -> None:
+    up, down = factors(18, 15, 3)
+    repeated = canonical(torch.cat([up, up, up], 1), torch.cat([down, down, down], 0))
+    assert_canonical(repeated, 1e-12)
+    torch.testing.assert_close(repeated.s[:3], 3 * canonical(up, down).s)
+    assert repeated.s[3:].max() < 1e-13 * repeated.s[0]
+    assert distance(dense(repeated), 3 * up @ down) < 1e-13
+
+
+def test_opposite_directions_cancel() -> None:
+    up, down = factors(18, 15, 3)
+    svd = canonical(torch.cat([up, -up], 1), torch.cat([down, down], 0))
+    assert svd.s.max() < 1e-13 * energy(canonical(up, down).s).sqrt()
+
+
+def test_values_of_underflow_size_survive() -> None:
+    up, down = factors(32, 24, 4)
+    half = (up * 1e-7).half()  # subnormal in float16
+    svd = canonical(half, down.half())
+    assert svd.s.min() > 0
+    assert distance(dense(svd), half.double() @ down.half().double()) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-25, 1e25, 1e36])
+def test_squares_out_of_range_do_not_matter(size: float) -> None:
+    up, down = factors(32, 24, 4, dtype=torch.float32)
+    svd = canonical(up * size, down / size, torch.full((4,), 2.0))
+    assert_canonical(svd, 1e-5)
+    torch.testing.assert_close(svd.s, 2 * canonical(up, down).s, rtol=1e-5, atol=0)
+
+
+def test_a_negative_scale_turns_the_right_side() -> None:
+    up, down = factors(10, 8, 3)
+    plus, minus = canonical(up, down, scale=1.0), canonical(up, down, scale=-1.0)
+    torch.testing.assert_close(minus.s, plus.s)
+    torch.testing.assert_close(minus.u, plus.u)
+    torch.testing.assert_close(minus.vh, -plus.vh)
+
+
+def test_equal_input_gives_equal_output_without_touching_the_random_state() -> None:
+    up, down = factors(20, 30, 6, dtype=torch.float32)
+    state = torch.get_rng_state()
+    first, second = canonical(up, down), canonical(up.clone(), down.clone())
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_gradient_flows_and_the_input_is_left_alone() -> None:
+    up, down = factors(6, 5, 2)
+    before = up.clone()
+    svd = canonical(up.requires_grad_(), down)
+    assert not any(part.requires_grad for part in svd)
+    assert torch.equal(up.detach(), before)
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    up, down = factors(20, 30, 6, dtype=torch.float32)
+    weight = draw(300, 400, dtype=torch.float32)
+    expected, values = canonical(up, down), top_singular_values(weight, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        svd, cast_values = canonical(up, down), top_singular_values(weight, 4)
+    assert all(torch.equal(a, b) for a, b in zip(svd, expected, strict=True))
+    assert torch.equal(cast_values, values)
+
+
+def test_batched_equals_single() -> None:
+    up, down, sigma = draw(2, 3, 12, 5), draw(2, 3, 5, 9, seed=1), draw(2, 3, 5, seed=2)
+    batched = canonical(up, down, sigma, scale=0.25)
+    assert_canonical(batched, 1e-12)
+    for i in range(2):
+        for j in range(3):
+            single = canonical(up[i, j], down[i, j], sigma[i, j], scale=0.25)
+            for part, whole in zip(single, batched, strict=True):
+                torch.testing.assert_close(whole[i, j], part)
+
+
+def test_a_batch_may_hold_sizes_far_apart() -> None:
+    up, down = factors(12, 9, 3, dtype=torch.float32)
+    svd = canonical(torch.stack([up, up * 1e-30, up * 0]), torch.stack([down] * 3))
+    torch.testing.assert_close(svd.s[1] * 1e30, svd.s[0], rtol=1e-5, atol=0)
+    assert torch.equal(svd.s[2], torch.zeros(3))
+
+
+@pytest.mark.parametrize("numbers", [1, 150, 1 << 24])  # batches of one, of two, of all
+def test_many_layers_equal_single_layers(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(spectral, "_BATCH_NUMBERS", numbers)
+    shapes = {"a": (12, 9, 3), "b": (5, 30, 8), "c": (12, 9, 3), "d": (12, 9, 4), "e": (12, 9, 3)}
+    layers = {name: factors(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    many = canonical_many(layers)
+    assert list(many) == list(layers)
+    for name, (up, down) in layers.items():
+        for part, expected in zip(many[name], canonical(up, down), strict=True):
+            torch.testing.assert_close(part, expected)
+
+
+def test_no_layers_give_no_layers() -> None:
+    assert canonical_many({}) == {}
+
+
+# --- truncation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("out", "in_", "rank"), [shape for shape in SHAPES if min(shape) > 2])
+def test_truncation_error_is_the_tail_energy(out: int, in_: int, rank: int) -> None:
+    svd = canonical(*factors(out, in_, rank))
+    for keep in range(1, svd.s.numel() + 1):
+        cut, discarded = cut_rank(svd, keep)
+        assert_canonical(cut, 1e-12)
+        assert cut.s.numel() == keep
+        error = (dense(svd) - dense(cut)).square().sum()
+        torch.testing.assert_close(error, discarded, rtol=1e-10, atol=1e-12 * float(energy(svd.s)))
+        torch.testing.assert_close(discarded + energy(cut.s), energy(svd.s))
+
+
+def test_a_rank_above_all_keeps_all() -> None:
+    svd = canonical(*factors(9, 7, 3))
+    cut, discarded = cut_rank(svd, 50)
+    assert cut.s.numel() == 3 and discarded == 0
+    assert cut.u.data_ptr() != svd.u.data_ptr()
+
+
+def simple(*values: float) -> SVD:
+    k = len(values)
+    return SVD(torch.eye(8, k), torch.tensor(values), torch.eye(k, 6))
+
+
+@pytest.mark.parametrize(
+    ("share", "rank"), [(0.01, 1), (0.64, 1), (0.65, 2), (0.89, 2), (0.9, 3), (0.98, 3), (0.999, 4), (1.0, 4)]
+)
+def test_energy_cut_is_the_smallest_that_holds_the_share(share: float, rank: int) -> None:
+    cut, discarded = cut_energy(simple(8.0, 5.0, 3.0, 1.0, 0.0), share)  # of 99: 64, 89, 98, 99, 99
+    assert cut.s.numel() == rank
+    assert float(discarded) == sum(value**2 for value in (8.0, 5.0, 3.0, 1.0)[rank:])
+
+
+@pytest.mark.parametrize(("value", "rank"), [(0.0, 5), (0.5, 4), (1.0, 4), (1.01, 3), (8.0, 1), (9.0, 1)])
+def test_threshold_keeps_values_that_reach_it_and_always_one(value: float, rank: int) -> None:
+    cut, discarded = cut_threshold(simple(8.0, 5.0, 3.0, 1.0, 0.0), value)
+    assert cut.s.numel() == rank
+    assert float(discarded) == sum(v**2 for v in (8.0, 5.0, 3.0, 1.0)[rank:])
+
+
+def test_a_zero_adapter_is_cut_to_one_direction() -> None:
+    zero = simple(0.0, 0.0, 0.0)
+    for cut, discarded in (cut_energy(zero, 0.9), cut_energy(zero, 1.0), cut_threshold(zero, 0.1)):
+        assert cut.s.tolist() == [0.0] and discarded == 0
+
+
+def test_energy_of_small_values_does_not_underflow() -> None:
+    assert energy(torch.tensor([1e-30, 1e-30])).item() == pytest.approx(2e-60)
+    cut, discarded = cut_energy(simple(1e-30, 1e-30, 1e-34), 0.99)
+    assert cut.s.numel() == 2 and discarded.item() == pytest.approx(1e-68)
+
+
+# --- spectrum, overlap, factors ------------------------------------------------------------------------------------
+
+
+def test_energy_is_the_squared_norm() -> None:
+    up, down = factors(15, 11, 4)
+    torch.testing.assert_close(energy(canonical(up, down).s), (up @ down).square().sum())
+    assert energy(torch.ones(2, 3, 4)).tolist() == [[4.0] * 3] * 2
+
+
+def test_effective_rank_by_hand() -> None:
+    assert effective_rank(torch.ones(7)).item() == pytest.approx(7)
+    assert effective_rank(torch.tensor([3.0, 0.0, 0.0])).item() == pytest.approx(1)
+    assert effective_rank(torch.zeros(5)).item() == 0
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))  # of the values 3 and 1, not of their squares
+    assert effective_rank(torch.tensor([3.0, 1.0])).item() == pytest.approx(math.exp(entropy))
+    assert effective_rank(torch.tensor([3e-30, 1e-30])).item() == pytest.approx(math.exp(entropy))
+    batched = effective_rank(torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]))
+    assert batched.tolist() == pytest.approx([2, 0, 1])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_overlap_of_the_same_and_of_orthogonal_adapters(weighted: bool) -> None:
+    basis = torch.linalg.qr(draw(12, 12)).Q
+    other = torch.linalg.qr(draw(12, 12, seed=3)).Q
+    s = torch.tensor([3.0, 2.0, 1.0], dtype=DOUBLE)
+    a = SVD(basis[:, :3], s, other[:3])
+    b = SVD(basis[:, 3:6], s, other[:3])
+    assert overlap(a, a, weighted=weighted) == pytest.approx(1)
+    assert overlap(a, b, side="out", weighted=weighted) == pytest.approx(0, abs=1e-12)
+    assert overlap(a, b, side="in", weighted=weighted) == pytest.approx(1)
+    assert overlap(a, b, weighted=weighted) == pytest.approx(0.5)
+    assert overlap(b, a, weighted=weighted) == pytest.approx(overlap(a, b, weighted=weighted))
+
+
+def test_overlap_equals_the_dense_formulas() -> None:
+    a, b = canonical(*factors(20, 14, 3)), canonical(*factors(20, 14, 5, seed=1))
+    cosines = torch.linalg.svdvals(a.u.T @ b.u)
+    assert overlap(a, b, side="out") == pytest.approx(float(cosines.square().mean()))
+    gram_a, gram_b = dense(a).T @ dense(a), dense(b).T @ dense(b)
+    expected = float((gram_a * gram_b).sum() / gram_a.norm() / gram_b.norm())
+    assert overlap(a, b, side="in", weighted=True) == pytest.approx(expected)
+
+
+def test_overlap_of_random_adapters_is_chance_and_a_shared_down_shows() -> None:
+    up, down = factors(60, 80, 4)
+    a, b = canonical(up, down), canonical(draw(60, 4, seed=7), down)
+    assert overlap(a, b, side="in") == pytest.approx(1)
+    assert overlap(a, b, side="out") < 0.2
+
+
+def test_directions_without_value_do_not_count_in_overlap() -> None:
+    up, down = factors(16, 12, 2, dtype=torch.float32)
+    plain = canonical(up, down)
+    padded = canonical(torch.cat([up, up], 1), torch.cat([down, down], 0))
+    assert overlap(plain, padded) == pytest.approx(1, abs=1e-5)
+    zero = canonical(up * 0, down)
+    assert overlap(zero, plain) == 0 and overlap(zero, zero) == 0 and overlap(plain, zero, weighted=True) == 0
+
+
+def test_overlap_takes_unlike_precisions() -> None:
+    up, down = factors(16, 12, 2)
+    assert overlap(canonical(up, down), canonical(up.float(), down.float())) == pytest.approx(1, abs=1e-5)
+
+
+def test_balanced_factors_share_the_values_evenly() -> None:
+    up, down = factors(14, 10, 4)
+    svd = canonical(up, down)
+    left, right = balanced(svd)
+    assert distance(left @ right, up @ down) < 1e-13
+    torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1))
+    torch.testing.assert_close(left.norm(dim=0) * right.norm(dim=1), svd.s)  # how a file gives the spectrum back
+
+
+def test_balanced_takes_a_batch() -> None:
+    svd = canonical(draw(3, 7, 2), draw(3, 2, 5, seed=1))
+    left, right = balanced(svd)
+    torch.testing.assert_close(left @ right, dense(svd))
+
+
+# --- sums ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, -0.5, 2.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(("out", "in_"), [(20, 30), (6, 5)])  # the second with more directions than the layer has
+def test_combine_is_the_sum_of_the_deltas(out: int, in_: int, weights: tuple[float, ...]) -> None:
+    svds = [canonical(*factors(out, in_, rank, seed=seed)) for seed, rank in enumerate((2, 4, 3))]
+    combined = combine(svds, weights)
+    expected = sum(weight * dense(svd) for weight, svd in zip(weights, svds, strict=True))
+    assert combined.s.numel() == min(9, out, in_)
+    assert_canonical(combined, 1e-12)
+    torch.testing.assert_close(dense(combined), expected)
+
+
+def test_combine_of_one_and_of_opposites() -> None:
+    svd = canonical(*factors(12, 9, 3))
+    for part, expected in zip(combine([svd], [1.0]), svd, strict=True):
+        torch.testing.assert_close(part, expected)
+    assert energy(combine([svd, svd], [1.0, -1.0]).s) < 1e-24 * energy(svd.s)
+
+
+def test_combine_takes_a_batch() -> None:
+    a, b = canonical(draw(2, 8, 3), draw(2, 3, 7, seed=1)), canonical(draw(2, 8, 2, seed=2), draw(2, 2, 7, seed=3))
+    torch.testing.assert_close(dense(combine([a, b], [0.5, -2.0])), 0.5 * dense(a) - 2 * dense(b))
+
+
+# --- singular values of base weights -------------------------------------------------------------------------------
+
+SPECTRA = {
+    "1/i": lambda i: 1 / i,
+    "1/sqrt(i)": lambda i: i**-0.5,
+    "exp(-i/40)": lambda i: torch.exp(-i / 40),
+    "exp(-i/4)": lambda i: torch.exp(-i / 4).clamp_min(1e-9),
+    "spikes": lambda i: torch.where(i < 9, 100.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16, 40, 64])  # randomized up to 16, Gram above, at this side
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("out", "in_"), [(384, 400), (400, 384)])
+def test_top_values_within_one_percent_on_decaying_spectra(out: int, in_: int, name: str, rank: int) -> None:
+    spectrum = SPECTRA[name](torch.arange(1, 385, dtype=DOUBLE))
+    weight = with_spectrum(out, in_, spectrum).float()
+    values = top_singular_values(weight, rank)
+    assert values.shape == (rank,) and values.dtype == torch.float32
+    if name == "exp(-i/4)":  # below 1e-6 of the largest nothing is left in float32
+        assert (values - spectrum[:rank]).abs().max() < 1e-6
+        values, spectrum = values[:40], spectrum[:40]
+    assert ((values - spectrum[: values.numel()]).abs() / spectrum[: values.numel()]).max() < 0.01
+
+
+def test_top_values_of_a_flat_spectrum_are_close_and_never_above() -> None:
+    weight = draw(512, 512, dtype=torch.float32)
+    exact = torch.linalg.svdvals(weight.double())[:16]
+    values = top_singular_values(weight, 16)
+    assert (values <= exact * (1 + 1e-5)).all()
+    assert (values / exact).min() > 0.95
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 2), (20, 50), (128, 129), (140, 130)])
+@pytest.mark.parametrize("rank", [1, 3, 1000])
+def test_small_matrices_and_ranks_above_the_shape(shape: tuple[int, int], rank: int) -> None:
+    weight = draw(*shape)
+    values = top_singular_values(weight, rank)
+    assert values.shape == (min(rank, *shape),)
+    torch.testing.assert_close(values, torch.linalg.svdvals(weight)[:rank], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_weights(dtype: torch.dtype) -> None:
+    weight = with_spectrum(300, 320, 30 / torch.arange(1, 301, dtype=DOUBLE)).to(dtype)
+    exact = torch.linalg.svdvals(weight.double())[:6]
+    values = top_singular_values(weight, 6)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, exact.float(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("rank", [4, 60])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_sizes_whose_squares_leave_float32(rank: int, size: float) -> None:
+    weight = draw(256, 256, dtype=torch.float32)
+    torch.testing.assert_close(
+        top_singular_values(weight * size, rank) / size, top_singular_values(weight, rank), rtol=1e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize("rank", [4, 60])
+def test_zero_and_low_rank_weights(rank: int) -> None:
+    assert torch.equal(top_singular_values(torch.zeros(256, 300), rank), torch.zeros(rank))
+    single = torch.zeros(256, 300)
+    single[0, 0] = 3.0
+    expected = torch.zeros(rank)
+    expected[0] = 3.0
+    torch.testing.assert_close(top_singular_values(single, rank), expected)
+
+
+@pytest.mark.parametrize("rank", [4, 60])
+def test_top_values_are_the_same_every_time_and_in_a_batch(rank: int) -> None:
+    weight = torch.stack([with_spectrum(256, 300, 1 / torch.arange(1, 257, dtype=DOUBLE)), draw(256, 300) * 1e-4])
+    state = torch.get_rng_state()
+    values = top_singular_values(weight, rank)
+    torch.manual_seed(99)
+    assert torch.equal(top_singular_values(weight, rank), values)
+    torch.set_rng_state(state)
+    for single, row in zip(weight, values, strict=True):
+        torch.testing.assert_close(top_singular_values(single, rank), row)
+
+
+def test_each_method_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = draw(256, 256, dtype=torch.float32)
+    reached = []
+    for name in ("_krylov_values", "_gram_values"):
+        inner = getattr(spectral, name)
+        monkeypatch.setattr(spectral, name, lambda *args, n=name, f=inner: (reached.append(n), f(*args))[1])
+    top_singular_values(weight, 4)
+    top_singular_values(weight, 64)
+    top_singular_values(weight[:64], 4)
+    assert reached == ["_krylov_values", "_gram_values"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("shape", [(40, 30), (256, 200)])
+def test_rank_for_energy_is_the_smallest_that_holds_the_share(shape: tuple[int, int], share: float) -> None:
+    weight = draw(*shape)
+    held = torch.linalg.svdvals(weight).square().cumsum(0) / weight.square().sum()
+    expected = int((held < share).sum()) + 1
+    assert rank_for_energy(weight, share, 1000) == expected
+    assert rank_for_energy(weight, share, expected - 1) == expected - 1
+
+
+def test_rank_for_energy_at_the_edges() -> None:
+    assert rank_for_energy(torch.zeros(20, 20), 0.9, 8) == 1
+    assert rank_for_energy(torch.eye(20), 1.0, 64) == 20
+    assert rank_for_energy(torch.eye(20), 0.5, 64) == 10
+
+
+# --- hostile input -------------------------------------------------------------------------------------------------
+
+GOOD = canonical(*factors(8, 6, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: canonical(torch.ones(4, 3), torch.ones(2, 5)), r"up \(4, 3\) and down \(2, 5\) do not fit"),
+        (lambda: canonical(torch.ones(2, 4, 3), torch.ones(3, 5)), "do not fit"),
+        (lambda: canonical(torch.ones(3), torch.ones(3, 5)), "do not fit"),
+        (lambda: canonical(torch.ones(4, 0), torch.ones(0, 5)), "rank must be at least 1"),
+        (lambda: canonical(torch.ones(4, 3), torch.ones(3, 5), torch.ones(2)), r"sigma \(2,\) does not fit"),
+        (lambda: canonical(torch.ones(4, 3).int(), torch.ones(3, 5)), "floating-point"),
+        (lambda: canonical(torch.full((4, 3), math.nan), torch.ones(3, 5)), "up holds NaN"),
+        (lambda: canonical(torch.ones(4, 3), torch.full((3, 5), math.inf)), "down holds NaN"),
+        (lambda: canonical(torch.ones(4, 3), torch.ones(3, 5), torch.tensor([1, math.nan, 1])), "sigma holds NaN"),
+        (lambda: canonical(torch.ones(4, 3), torch.ones(3, 5), scale=math.inf), "scale is inf"),
+        (lambda: canonical_many({"a.b": (torch.ones(4, 3), torch.ones(2, 5))}), "layer a.b: up"),
+        (lambda: canonical_many({"a.b": (torch.full((4, 3), math.nan), torch.ones(3, 5))}), "layer a.b: .* NaN"),
+        (lambda: cut_rank(GOOD, 0), "rank is 0"),
+        (lambda: cut_rank(GOOD, -1), "rank is -1"),
+        (lambda: cut_rank(GOOD, 1.5), "rank is 1.5"),
+        (lambda: cut_rank(GOOD, True), "rank is True"),
+        (lambda: cut_rank(canonical(torch.ones(2, 4, 3), torch.ones(2, 3, 5)), 1), "one layer at a time"),
+        (lambda: cut_energy(GOOD, 0.0), "share is 0.0"),
+        (lambda: cut_energy(GOOD, 1.01), "share is 1.01"),
+        (lambda: cut_energy(GOOD, math.nan), "share is nan"),
+        (lambda: cut_threshold(GOOD, -1.0), "threshold is -1.0"),
+        (lambda: cut_threshold(GOOD, math.nan), "threshold is nan"),
+        (lambda: overlap(GOOD, GOOD, side="left"), "'left'.*out, in, both"),
+        (lambda: overlap(GOOD, canonical(torch.ones(9, 2), torch.ones(2, 6))), "8 x 6 and 9 x 6"),
+        (lambda: overlap(canonical(torch.ones(2, 4, 3), torch.ones(2, 3, 5)), GOOD), "single layers"),
+        (lambda: combine([], []), "0 adapters"),
+        (lambda: combine([GOOD], [1.0, 2.0]), "1 adapters and 2 weights"),
+        (lambda: combine([GOOD], [math.nan]), "finite"),
+        (lambda: combine([GOOD, canonical(torch.ones(9, 2), torch.ones(2, 6))], [1.0, 1.0]), "cannot be summed"),
+        (lambda: top_singular_values(torch.ones(4, 4), 0), "rank is 0"),
+        (lambda: top_singular_values(torch.ones(4), 1), "floating-point"),
+        (lambda: top_singular_values(torch.ones(0, 4), 1), r"weight is \(0, 4\)"),
+        (lambda: top_singular_values(torch.ones(4, 4).int(), 1), "int32"),
+        (lambda: top_singular_values(torch.tensor([[1.0, math.nan]]), 1), "NaN"),
+        (lambda: top_singular_values(torch.tensor([[1.0, -math.inf]]), 1), "infinite"),
+        (lambda: rank_for_energy(torch.ones(4, 4), 0.0, 4), "share is 0.0"),
+        (lambda: rank_for_energy(torch.ones(4, 4), 0.5, 0), "rank is 0"),
+        (lambda: rank_for_energy(torch.ones(2, 4, 4), 0.5, 2), "single"),
+    ],
+)
+def test_bad_input_is_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

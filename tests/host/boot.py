@@ -1,4 +1,4 @@
-"""Started by in_process.py with the host's interpreter, as `boot.py JOB.json RESULT.json`; imports no other test file."""
+"""Started by in_process.py with the host's interpreter, `boot.py JOB.json RESULT.json`; imports no other test file."""
 
 from __future__ import annotations
 

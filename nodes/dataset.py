@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..trilora_core.config import DataConfig
 from ..trilora_core.data import load_folder, load_images
-from .host.encode import ComfyEncoder
+from .host.encode import HostEncoder
 from .host.events import announce, reporter
 from .host.paths import check_dataset_folder, dataset_fingerprint, dataset_folder, dataset_folders
 from .sockets import CATEGORY, DatasetSocket, DatasetValue
@@ -50,7 +50,7 @@ class TriLoRADataset(io.ComfyNode):
                     "skip_unreadable",
                     default=False,
                     optional=True,
-                    tooltip="On: pictures that cannot be read are left out and named. Off: the first one stops the run.",
+                    tooltip="On: pictures that cannot be read are left out and named. Off: the first one stops it.",
                 ),
             ],
             outputs=[DatasetSocket.Output(display_name="dataset", tooltip="To Train TriLoRA.")],
@@ -74,7 +74,7 @@ class TriLoRADataset(io.ComfyNode):
         """Encode the folder."""
         config = DataConfig(str(dataset_folder(folder)), resolution, trigger_word.strip(), skip_unreadable)
         node = cls.hidden.unique_id
-        data = load_folder(config, ComfyEncoder(clip, vae), reporter(node, "encoded"))
+        data = load_folder(config, HostEncoder(clip, vae), reporter(node, "encoded"))
         announce(node, f"{len(data)} pictures", data.skipped)
         return io.NodeOutput(DatasetValue(data, clip, vae))
 
@@ -117,6 +117,6 @@ class TriLoRADatasetFromImages(io.ComfyNode):
         config = DataConfig(resolution=resolution, trigger_word=trigger_word.strip())
         node = cls.hidden.unique_id
         lines = captions.splitlines() if captions.strip() else []
-        data = load_images(images[..., :3], lines, config, ComfyEncoder(clip, vae), reporter(node, "encoded"))
+        data = load_images(images[..., :3], lines, config, HostEncoder(clip, vae), reporter(node, "encoded"))
         announce(node, f"{len(data)} pictures")
         return io.NodeOutput(DatasetValue(data, clip, vae))

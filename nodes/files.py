@@ -32,7 +32,7 @@ class SaveTriLoRA(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="trilora/adapter",
-                    tooltip="Name of the file below models/loras; a number is put behind it. A slash makes a subfolder.",
+                    tooltip="Name of the file below models/loras; a number is put behind it. A slash makes a folder.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -69,7 +69,7 @@ class LoadTriLoRA(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=lora_files(),
-                    tooltip="A file below models/loras: of this pack, kohya, PEFT or diffusers. Press R to see new files.",
+                    tooltip="A file below models/loras: ours, kohya, PEFT or diffusers. Press R to see new files.",
                 ),
             ],
             outputs=[AdapterSocket.Output(display_name="trilora", tooltip="To Apply, Merge or Save TriLoRA.")],

@@ -38,7 +38,7 @@ class MergeTriLoRA(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rank of the result. 0 keeps all of both. A smaller rank makes a smaller file that keeps the "
+                    tooltip="Rank of the result. 0 keeps all of both. Smaller makes a smaller file that keeps the "
                     "strongest directions.",
                 ),
             ],

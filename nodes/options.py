@@ -52,11 +52,14 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         precision: str,
         gradient_checkpointing: bool,
         save_every: int,
+        rank_energy: float = 0.0,
         options: TrainConfig | None = None,
     ) -> io.NodeOutput:
         """Set this node's fields; the others stay as `options` had them."""
         base = options or TrainConfig()
         adapter = replace(base.adapter, init=init, method=method, alpha=alpha or None, companion_rank=companion_rank)
+        if rank_energy > 0.0:
+            adapter = replace(adapter, rank=f"energy:{rank_energy:g}")
         moves = replace(
             base.optimizer,
             name=optimizer,
@@ -84,7 +87,7 @@ def _adapter_inputs() -> list[io.Input]:
             "method",
             options=list(METHODS),
             default="trilora",
-            tooltip="trilora: singular values are trained too. lora: they stay at 1, the plain method, to compare with.",
+            tooltip="trilora: singular values are trained too. lora: they stay at 1, the plain method, to compare.",
         ),
         io.Float.Input(
             "alpha",
@@ -100,8 +103,8 @@ def _adapter_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=128,
-            tooltip="Rank of a second, smaller plain adapter that is trained along and folded into the result, as in the "
-            "paper. 0: none.",
+            tooltip="Rank of a second, smaller plain adapter that is trained along and folded into the result, as "
+            "in the paper. 0: none.",
         ),
     ]
 
@@ -115,15 +118,15 @@ def _optimizer_inputs() -> list[io.Input]:
             "schedule",
             options=list(SCHEDULES),
             default="constant",
-            tooltip="Course of the learning rate after warm-up. constant: stays. cosine and linear: fall to 0 at the last "
-            "step, which helps long runs.",
+            tooltip="Course of the learning rate after warm-up. constant: stays. cosine and linear: fall to 0 at the "
+            "last step, which helps long runs.",
         ),
         io.Int.Input(
             "warmup_steps",
             default=0,
             min=0,
             max=100000,
-            tooltip="Optimizer steps in which the learning rate climbs from 0. 10 to 100 if the loss jumps at the start.",
+            tooltip="Optimizer steps in which the learning rate climbs from 0. Try 10 to 100 if the loss jumps at first.",
         ),
         io.Float.Input(
             "weight_decay",
@@ -159,8 +162,8 @@ def _run_inputs() -> list[io.Input]:
             "precision",
             options=list(PRECISIONS),
             default="auto",
-            tooltip="Number format of the forward pass. auto: as the model computes by itself. bf16: fast on recent cards. "
-            "fp16: for cards without bf16. fp32: exact and slow.",
+            tooltip="Number format of the forward pass. auto: as the model computes by itself. bf16: fast on recent "
+            "cards. fp16: for cards without bf16. fp32: exact and slow.",
         ),
         io.Boolean.Input(
             "gradient_checkpointing",
@@ -174,6 +177,16 @@ def _run_inputs() -> list[io.Input]:
             max=1000000,
             tooltip="Optimizer steps between two saves of a state that resume can go on from. "
             "0: only when the run ends or is stopped.",
+        ),
+        io.Float.Input(
+            "rank_energy",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="0: every layer has the rank of Train TriLoRA. 0.9: each layer takes the smallest rank whose singular "
+            "values of the base weight hold 90% of its energy, and the rank of Train TriLoRA is the upper limit.",
         ),
         OptionsSocket.Input(
             "options",

@@ -152,7 +152,7 @@ def _check_shapes(adapter: Adapter, matches: Mapping[str, _Match], kind: str) ->
         if change != match.shape:
             raise InputError(
                 f"layer {match.stem}: the adapter changes a weight of {_size(change)}, but in {kind} it is "
-                f"{_size(match.shape)}; the adapter is for {_purpose(adapter)}: use the base model that it was trained for"
+                f"{_size(match.shape)}; the adapter is for {_purpose(adapter)}: use its own base model"
             )
 
 

@@ -35,7 +35,7 @@ SUFFIX = " [datasets]"
 
 def dataset_folders() -> list[str]:
     """Names for the folder widget: below input/ as `name`, below registered places as `name [datasets]`."""
-    names = [name for name in _below(_input_root())]
+    names = list(_below(_input_root()))
     names += [name + SUFFIX for root in _registered_roots() for name in _below(root)]
     return sorted(dict.fromkeys(names)) or [NO_FOLDER]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.utils
-import torch
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from torch import Tensor, nn
 from torch.nn import functional
@@ -80,7 +79,7 @@ class _Hooks:
 
 
 def rounds_away(weight: Tensor) -> bool:
-    """True for fp8 weights (by dtype) and quantised ones (by dtype or tensor class), which cannot hold a small change."""
+    """True for weights too coarse to hold a small change: fp8 (by dtype) and quantised (by dtype or tensor class)."""
     plain = type(weight) in (Tensor, nn.Parameter)
     return not plain or not weight.is_floating_point() or weight.element_size() == 1
 

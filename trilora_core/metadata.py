@@ -1,0 +1,178 @@
+"""What a file says about itself: the entries that other tools read, and readable accessors for ours.
+
+`ss_*` and `sshs_model_hash` are the names of the kohya trainers, `modelspec.*` those of the Stability model spec 1.0.1,
+`trilora.*` our own. All values are strings. Hashes, ranks and the spectrum are made fresh whenever a file is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .config import to_json
+from .fileformat import Adapter
+from .keys import guess_architecture
+from .spectral import effective_rank
+
+if TYPE_CHECKING:
+    from .data.dataset import Dataset
+    from .train import Run
+
+__all__ = [
+    "RankSummary",
+    "architecture_of",
+    "base_model",
+    "rank_summary",
+    "training_metadata",
+    "trigger_words",
+]
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How other tools call an architecture."""
+
+    modelspec: str
+    base_version: str
+    implementation: str
+
+
+_NAMES = {
+    "sd15": _Names("stable-diffusion-v1", "sd_v1", "diffusers"),
+    "sdxl": _Names(
+        "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "https://github.com/Stability-AI/generative-models"
+    ),
+    "sd3": _Names("stable-diffusion-3", "sd3", "diffusers"),
+    "flux": _Names("flux-1-dev", "flux1", "https://github.com/black-forest-labs/flux"),
+}
+
+
+def training_metadata(run: Run, *, started: float, finished: bool, name: str) -> dict[str, str]:
+    """Everything that a file should say about the run that made it.
+
+    `started` is in seconds since 1970; `finished` is False for a run that ended early; `name` is the file's stem.
+    """
+    return (
+        _kohya_entries(run, started, name)
+        | _kohya_dataset(run.dataset, name)
+        | _modelspec(run, name)
+        | {
+            "trilora.architecture": run.denoiser.architecture,
+            "trilora.init": run.config.adapter.init,
+            "trilora.config": to_json(run.config),
+            "trilora.base_name": run.denoiser.base_name,
+            "trilora.base_fingerprint": run.denoiser.base_fingerprint,
+            "trilora.data_hash": run.dataset.content_hash,
+            "trilora.fingerprint": run.fingerprint(),
+            "trilora.finished": "true" if finished else "false",
+            "trilora.losses": " ".join(f"{loss:.6g}" for loss in run.losses),
+        }
+    )
+
+
+def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
+    config, names = run.config, _NAMES.get(run.denoiser.architecture)
+    side = run.dataset.resolution
+    return {
+        "ss_base_model_version": names.base_version if names else run.denoiser.architecture,
+        "ss_v2": "False",  # Stable Diffusion 2, which is not trained here
+        "ss_network_module": "networks.lora",
+        "ss_network_args": json.dumps({"algo": config.adapter.method}),
+        "ss_output_name": name,
+        "ss_sd_model_name": run.denoiser.base_name,
+        "ss_training_started_at": f"{started}",
+        "ss_training_finished_at": f"{time.time()}",
+        "ss_resolution": f"({side}, {side})",
+        "ss_num_train_images": str(len(run.dataset.latents)),
+        "ss_steps": str(run.step),
+        "ss_max_train_steps": str(config.steps),
+        "ss_learning_rate": str(config.optimizer.learning_rate),
+        "ss_lr_scheduler": config.optimizer.schedule,
+        "ss_lr_warmup_steps": str(config.optimizer.warmup_steps),
+        "ss_optimizer": config.optimizer.name,
+        "ss_total_batch_size": str(config.batch_size * config.optimizer.accumulation),
+        "ss_gradient_accumulation_steps": str(config.optimizer.accumulation),
+        "ss_gradient_checkpointing": str(config.gradient_checkpointing),
+        "ss_max_grad_norm": str(config.optimizer.clip_norm),
+        "ss_mixed_precision": config.precision,
+        "ss_seed": str(config.seed),
+    }
+
+
+def _kohya_dataset(dataset: Dataset, name: str) -> dict[str, str]:
+    """Pictures, buckets and caption tags, under one key only: readers take the first."""
+    folder = dataset.trigger_word or name
+    pictures, side = len(dataset.latents), dataset.resolution
+    tags = Counter(tag.strip() for caption in dataset.captions for tag in caption.split(",") if tag.strip())
+    buckets = {"buckets": {"0": {"resolution": [side, side], "count": pictures}}, "mean_img_ar_error": 0.0}
+    return {
+        "ss_dataset_dirs": json.dumps({folder: {"n_repeats": 1, "img_count": pictures}}),
+        "ss_bucket_info": json.dumps(buckets),
+        "ss_tag_frequency": json.dumps({folder: dict(tags.most_common())}),
+    }
+
+
+def _modelspec(run: Run, name: str) -> dict[str, str]:
+    names, word, side = _NAMES.get(run.denoiser.architecture), run.dataset.trigger_word, run.dataset.resolution
+    entries = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{names.modelspec if names else run.denoiser.architecture}/lora",
+        "modelspec.implementation": names.implementation if names else "trilora",
+        "modelspec.title": name,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.tags": "trilora",
+        "modelspec.prediction_type": str(getattr(run.denoiser, "prediction_type", "")),
+        "modelspec.trigger_phrase": word,
+        "modelspec.usage_hint": f"Put {word} into the prompt." if word else "",
+    }
+    return {key: value for key, value in entries.items() if value}
+
+
+# --- accessors ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankSummary:
+    """Ranks of an adapter: as stored, and how many singular values carry it (mean effective rank)."""
+
+    layers: int
+    least: int
+    most: int
+    effective: float
+
+    def __str__(self) -> str:
+        ranks = str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
+        return f"rank {ranks} (effective {self.effective:.1f}) in {self.layers} layers"
+
+
+def architecture_of(adapter: Adapter) -> str:
+    """ "sd15", "sdxl", "sd3", "flux", "toy", or "" when neither metadata nor layer names tell."""
+    widths = {stem: layer.svd.vh.shape[-1] // math.prod(layer.kernel) for stem, layer in adapter.layers.items()}
+    return guess_architecture(adapter.layers, adapter.metadata, widths)
+
+
+def base_model(adapter: Adapter) -> str:
+    """Name of the model that the adapter was trained on, or "" when the file does not say."""
+    names = ("ss_sd_model_name", "trilora.base_name", "modelspec.architecture", "ss_base_model_version")
+    return next((adapter.metadata[name] for name in names if adapter.metadata.get(name)), "")
+
+
+def trigger_words(adapter: Adapter) -> tuple[str, ...]:
+    """Words that call what was learned, each once; () when the file names none."""
+    words = (word.strip() for word in adapter.metadata.get("modelspec.trigger_phrase", "").split(","))
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+def rank_summary(adapter: Adapter) -> RankSummary:
+    """Ranks of all layers; raises ValueError for an adapter without layers."""
+    values = [layer.svd.s for layer in adapter.layers.values()]
+    if not values:
+        raise ValueError("the adapter has no layers; train or load one first")
+    ranks = [s.shape[-1] for s in values]
+    effective = sum(float(effective_rank(s)) for s in values) / len(values)
+    return RankSummary(len(values), min(ranks), max(ranks), effective)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .spectral import SVD, balanced, canonical, canonical_many
 
-__all__ = ["canonical_layers", "stored_factors"]
+__all__ = ["canonical_layers", "singular_values", "stored_factors"]
 
 # Largest cosine between two columns, and largest relative difference of a column's and its row's length, that rounding
 # alone leaves; several times what was measured.
@@ -52,13 +52,17 @@ def stored_factors(svd: SVD, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return up, down
 
 
+def singular_values(up: Tensor, down: Tensor) -> Tensor:
+    """The singular values (k,) that lie in balanced factors up (out, k) and down (k, in), float32."""
+    return _lengths(up, down)[2]
+
+
 def _rounded(svd: SVD, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Balanced factors in `dtype`, sorted by the singular values that a reader will find in them."""
     up, down = (factor.to(dtype) for factor in balanced(SVD(*(part.double() for part in svd))))
     if dtype == torch.float32:
         up, down = _coarse(up), _coarse(down)
-    s = _lengths(up, down)[2]
-    order = s.argsort(descending=True, stable=True)
+    order = singular_values(up, down).argsort(descending=True, stable=True)
     return up[:, order].contiguous(), down[order].contiguous()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import spectral
 from .atomic import write_atomic
 from .errors import InputError
-from .factors import canonical_layers, stored_factors
+from .factors import canonical_layers, singular_values, stored_factors
 from .keys import canonical_stem, foreign_kind, guess_architecture, is_dotted, parse_key
 from .spectral import SVD
 
@@ -97,12 +97,15 @@ def write_adapter(path: Path | str, adapter: Adapter, *, dtype: torch.dtype = to
     if not adapter.layers:
         raise InputError(f"cannot write {path}: the adapter has no layers; train or load one first")
     tensors: dict[str, Tensor] = {}
+    spectra: list[Tensor] = []
     for stem, layer in adapter.layers.items():
-        tensors |= _tensors(path, stem, layer, dtype)
+        up, down = _factors(path, stem, layer, dtype)
+        tensors |= _named(stem, up, down, layer.kernel)
+        spectra.append(singular_values(up, down))
     blob = memoryview(save(tensors))
     start = 8 + int.from_bytes(blob[:8], "little")
     header, data = json.loads(bytes(blob[8:start])), blob[start:]
-    header = {"__metadata__": _stamped(adapter, data)} | header
+    header = {"__metadata__": _stamped(adapter.metadata, spectra, data)} | header
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     write_atomic(path, lambda temporary: _write_parts(temporary, (len(text).to_bytes(8, "little"), text, data)))
@@ -133,6 +136,11 @@ def _check_header(path: Path) -> None:
         raise InputError(f"{path} does not exist; check the name and the folder") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}; check the file and its rights") from error
+    length = int.from_bytes(first[:8], "little")
+    if size >= 16 and length <= _HEADER_LIMIT and first[8:9] == b"{":  # first: a length may begin with a pickle's byte
+        if 8 + length > size:
+            raise InputError(f"{path} is cut off: its header alone has {length} bytes; copy or download it again")
+        return
     if first[:2] == b"PK" or first[:1] == b"\x80":
         raise InputError(
             f"{path} is a pickle (.pt, .ckpt or .bin), which can run code when opened, so it was not opened;"
@@ -140,13 +148,9 @@ def _check_header(path: Path) -> None:
         )
     if size < 16:
         raise InputError(f"{path} has only {size} bytes: the file is empty or cut off; copy or download it again")
-    if first[8:9] != b"{" and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in first):
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in first):
         raise InputError(f"{path} is a text file, not safetensors (perhaps a saved web page); download it again")
-    length = int.from_bytes(first[:8], "little")
-    if first[8:9] != b"{" or length > _HEADER_LIMIT:
-        raise InputError(f"{path} is not a safetensors file: it does not begin with its header; give a LoRA file")
-    if 8 + length > size:
-        raise InputError(f"{path} is cut off: its header alone has {length} bytes; copy or download it again")
+    raise InputError(f"{path} is not a safetensors file: it does not begin with its header; give a LoRA file")
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -243,30 +247,34 @@ def _some(names: Iterable[str]) -> str:
 # --- writing ------------------------------------------------------------------
 
 
-def _tensors(path: Path, stem: str, layer: Layer, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of one layer as they lie in the file."""
+def _factors(path: Path, stem: str, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Balanced factors of one layer in `dtype`, every value finite."""
     svd = SVD(*(part.detach().cpu() for part in layer.svd))
     if not all(part.isfinite().all() for part in svd):
         raise InputError(f"cannot write {path}: {stem} holds NaN or infinite values; its training diverged")
     up, down = stored_factors(svd, dtype)
     if not (up.isfinite().all() and down.isfinite().all()):
         raise InputError(f"cannot write {path}: {stem} is too large for {dtype}; save it as float32 or bfloat16")
-    if layer.kernel:
-        ones = (1,) * len(layer.kernel)
-        up, down = up.reshape(*up.shape, *ones), down.reshape(down.shape[0], -1, *layer.kernel)
+    return up, down
+
+
+def _named(stem: str, up: Tensor, down: Tensor, kernel: tuple[int, ...]) -> dict[str, Tensor]:
+    """The tensors of one layer as they lie in the file."""
+    if kernel:
+        up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(down.shape[0], -1, *kernel)
     if is_dotted(stem):
         return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
     alpha = torch.tensor(float(down.shape[0]))  # float32: bfloat16 does not hold every rank above 256
     return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
 
 
-def _stamped(adapter: Adapter, data: memoryview) -> dict[str, str]:
+def _stamped(metadata: Mapping[str, str], spectra: Sequence[Tensor], data: memoryview) -> dict[str, str]:
     """The metadata with what depends on the tensors made fresh, sorted, every string valid Unicode.
 
     Both hashes are of the tensor bytes after the header, as kohya and the model spec define them.
     """
     digest = hashlib.sha256(data).hexdigest()
-    rank = max(layer.svd.s.shape[-1] for layer in adapter.layers.values())
+    rank = max(s.shape[-1] for s in spectra)
     fresh = {
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
@@ -274,25 +282,24 @@ def _stamped(adapter: Adapter, data: memoryview) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.hash_sha256": f"0x{digest}",
         "trilora.format_version": FORMAT_VERSION,
-        "trilora.spectrum": json.dumps(_spectrum(adapter), sort_keys=True),
+        "trilora.spectrum": json.dumps(_summary(spectra), sort_keys=True),
     }
-    kept = {"ss_network_module": "networks.lora"} | {k: v for k, v in adapter.metadata.items() if k not in _STALE}
+    kept = {"ss_network_module": "networks.lora"} | {k: v for k, v in metadata.items() if k not in _STALE}
     # Names of files can hold lone surrogates, which no JSON reader accepts.
     return {k: v.encode("utf-8", "replace").decode() for k, v in sorted((kept | fresh).items())}
 
 
-def _spectrum(adapter: Adapter) -> dict[str, float]:
+def _summary(spectra: Sequence[Tensor]) -> dict[str, float]:
     """What a file manager may want to show: layers, ranks, energy, effective rank, largest singular value."""
-    values = [layer.svd.s for layer in adapter.layers.values()]
-    ranks = [s.shape[-1] for s in values]
-    effective = torch.stack([spectral.effective_rank(s) for s in values])
+    ranks = [s.shape[-1] for s in spectra]
+    effective = torch.stack([spectral.effective_rank(s) for s in spectra])
     return {
-        "layers": len(values),
+        "layers": len(spectra),
         "rank_min": min(ranks),
         "rank_max": max(ranks),
-        "energy": _short(sum(float(spectral.energy(s)) for s in values)),
+        "energy": _short(sum(float(spectral.energy(s)) for s in spectra)),
         "effective_rank_mean": _short(float(effective.mean())),
-        "largest": _short(max(float(s.max()) for s in values)),
+        "largest": _short(max(float(s.max()) for s in spectra)),
     }
 
 

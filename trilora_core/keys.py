@@ -191,18 +191,7 @@ _METADATA_PREFIXES: tuple[tuple[str, str], ...] = (
     ("flux1", "flux"),
 )
 # Models that share names with one of ours but are another: never guessed from the names.
-_METADATA_OTHERS = (
-    "sd_v2",
-    "sd_2",
-    "sd2",
-    "stable-diffusion-v2",
-    "chroma",
-    "hunyuan",
-    "wan",
-    "qwen",
-    "lumina",
-    "flux2",
-)
+_METADATA_OTHERS = ("sd_v2", "sd_2", "sd2", "stable-diffusion-v2", "chroma", "flux2", "hunyuan", "wan", "qwen")
 
 
 def _architecture_in_metadata(metadata: Mapping[str, str]) -> str | None:

@@ -1,0 +1,194 @@
+"""What the host's model is: its architecture, its layers by the names of files, its blocks, its name and fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from torch import Tensor, nn
+
+from ...trilora_core.adapter import Target
+from ...trilora_core.errors import InputError
+
+__all__ = ["Architecture", "base_name", "blocks", "detect", "fingerprint", "fingerprint_modules", "targets"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # of the U-Nets, in attn1 (self) and attn2 (cross)
+SAMPLES = 16  # values of each weight that go into a fingerprint
+Place = tuple[str, tuple[int, int] | None]  # path of a module in the denoiser, and (first row, end) or None for all
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of model that can be trained: how the host's layers are spelled in files and what to recompute."""
+
+    name: str
+    title: str
+    fits: Callable[[Any], bool]
+    layers: Callable[[Any], Iterator[tuple[str, Place]]]
+    block_types: tuple[type[nn.Module], ...] = ()
+    block_lists: tuple[str, ...] = ()
+    in_place: bool = False  # its blocks overwrite their inputs
+
+
+def _is_sd15(model: Any) -> bool:
+    config = model.model_config.unet_config
+    return type(model) is comfy.model_base.BaseModel and config.get("context_dim") == 768
+
+
+def _sd15_layers(model: Any) -> Iterator[tuple[str, Place]]:
+    for spelled, ours in comfy.utils.unet_to_diffusers(model.model_config.unet_config).items():
+        path = ours.removesuffix(".weight")
+        if ours.endswith(".weight") and _is_attention(path):
+            yield _kohya(spelled.removesuffix(".weight")), (path, None)
+
+
+def _sdxl_layers(model: Any) -> Iterator[tuple[str, Place]]:
+    for path, _ in model.diffusion_model.named_modules():
+        if _is_attention(path):
+            yield _kohya(path), (path, None)
+
+
+def _sd3_layers(model: Any) -> Iterator[tuple[str, Place]]:
+    for spelled, place in comfy.utils.mmdit_to_diffusers(model.model_config.unet_config).items():
+        weight = place if isinstance(place, str) else place[0]
+        if (
+            not spelled.endswith(".weight")
+            or not weight.endswith((".qkv.weight", ".proj.weight"))
+            or ".attn" not in weight
+        ):
+            continue
+        rows = None if isinstance(place, str) else (place[1][1], place[1][1] + place[1][2])
+        yield f"transformer.{spelled.removesuffix('.weight')}", (weight.removesuffix(".weight"), rows)
+
+
+def _flux_layers(model: Any) -> Iterator[tuple[str, Place]]:
+    for path, _ in model.diffusion_model.named_modules():
+        parts = path.split(".")
+        double = parts[0] == "double_blocks" and parts[2:] in [
+            [stream, layer] for stream in ("img_attn", "txt_attn") for layer in ("qkv", "proj")
+        ]
+        single = parts[0] == "single_blocks" and parts[2:] in [["linear1"], ["linear2"]]
+        if double or single:
+            yield _kohya(path), (path, None)
+
+
+ARCHITECTURES = (
+    Architecture("sd15", "SD 1.5", _is_sd15, _sd15_layers, block_types=(BasicTransformerBlock, ResBlock)),
+    Architecture(
+        "sdxl",
+        "SDXL",
+        lambda model: type(model) is comfy.model_base.SDXL,
+        _sdxl_layers,
+        block_types=(BasicTransformerBlock, ResBlock),
+    ),
+    Architecture(
+        "sd3", "SD3", lambda model: type(model) is comfy.model_base.SD3, _sd3_layers, block_lists=("joint_blocks",)
+    ),
+    Architecture(
+        "flux",
+        "Flux",
+        lambda model: type(model) is comfy.model_base.Flux,
+        _flux_layers,
+        block_lists=("double_blocks", "single_blocks"),
+        in_place=True,
+    ),
+)
+
+
+def detect(model: Any) -> Architecture:
+    """The architecture of a host's model; raises InputError for one that cannot be trained here."""
+    for architecture in ARCHITECTURES:
+        if architecture.fits(model):
+            _check_inputs(model)
+            return architecture
+    known = ", ".join(architecture.title for architecture in ARCHITECTURES)
+    kind = f"{type(model).__name__} ({type(model.model_config).__name__})"
+    raise InputError(f"this model is a {kind}; training knows {known}: give a model of one of these kinds")
+
+
+def targets(patcher: Any) -> dict[str, Target]:
+    """The attention linears of the denoiser by canonical stem; with W0 where patches hide it."""
+    model = patcher.model
+    found: dict[str, Target] = {}
+    for stem, (path, rows) in detect(model).layers(model):
+        module = _submodule(model.diffusion_model, path)
+        if module is not None:
+            found[stem] = Target(module, rows, _hidden_weight(patcher, f"diffusion_model.{path}.weight"))
+    return found
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    """The modules that gradient checkpointing recomputes one by one."""
+    architecture, denoiser = detect(model), model.diffusion_model
+    listed = [block for name in architecture.block_lists for block in getattr(denoiser, name)]
+    return listed + [module for module in denoiser.modules() if isinstance(module, architecture.block_types)]
+
+
+def base_name(patcher: Any) -> str:
+    """The name of the file that the model came from where the host still knows it, else the kind of model."""
+    init = getattr(patcher, "cached_patcher_init", None)
+    if init is not None and init[1] and isinstance(init[1][0], str):
+        return Path(init[1][0]).stem
+    return detect(patcher.model).title
+
+
+def fingerprint(patcher: Any) -> str:
+    """Which base this is, by content: shapes and samples of the unpatched attention weights, the same on any device."""
+    return fingerprint_modules(
+        (stem, target.module.weight if target.weight is None else target.weight)
+        for stem, target in targets(patcher).items()
+    )
+
+
+def fingerprint_modules(weights: Any) -> str:
+    """SHA-256 over names, shapes and SAMPLES evenly strided values of each (name, weight), rounded to half precision."""
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(_sample(weight).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sample(weight: Tensor) -> Tensor:
+    plain = weight.dequantize() if hasattr(weight, "params") and hasattr(weight, "dequantize") else weight
+    flat = plain.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().half().cpu()
+
+
+def _hidden_weight(patcher: Any, key: str) -> Tensor | None:
+    """W0 where the module does not hold it: the host keeps it aside while a LoRA is merged into the weight."""
+    kept = patcher.backup.get(key)
+    return None if kept is None else kept.weight
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:  # the last block of SD3 has no text output; the host's map lists it all the same
+        return None
+
+
+def _is_attention(path: str) -> bool:
+    head, _, tail = path.partition(".attn1." if ".attn1." in path else ".attn2.")
+    return "transformer_blocks" in head and tail in ATTENTION
+
+
+def _kohya(path: str) -> str:
+    return "lora_unet_" + path.replace(".", "_")
+
+
+def _check_inputs(model: Any) -> None:
+    wanted, given = model.latent_format.latent_channels, model.model_config.unet_config.get("in_channels")
+    if model.concat_keys or given != wanted:
+        raise InputError(
+            f"this model takes {given} channels where a text-to-image model takes {wanted}: it is an inpainting, edit or"
+            " control model, which cannot be trained here; give the plain model"
+        )

@@ -1,0 +1,149 @@
+"""The contexts that training on the host's own model needs, all of them undone at exit: the base is never copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor, nn
+
+from ...trilora_core.errors import InputError
+from . import models
+
+__all__ = ["Interrupted", "raise_if_interrupted", "trainable_patcher", "training"]
+
+# An Exception in older hosts, a BaseException in newer ones: `except Interrupted` is right in all.
+Interrupted: type[BaseException] = comfy.model_management.InterruptProcessingException
+raise_if_interrupted = comfy.model_management.throw_exception_if_processing_interrupted
+
+EVERYTHING = 1e20  # bytes: have the host move its other models off the device
+SAVED_BY_NORMS = ("img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "pre_norm")
+
+
+def trainable_patcher(patcher: Any) -> Any:
+    """The patcher to train on: itself, or the ordinary twin of one whose weights the host pages in and out.
+
+    Raises InputError where the host cannot make the twin.
+    """
+    if not (hasattr(patcher, "is_dynamic") and patcher.is_dynamic()):
+        return patcher
+    try:
+        return patcher.get_non_dynamic_delegate()
+    except RuntimeError as error:
+        raise InputError(
+            f"this model's weights are paged in and out by the host, which cannot hold it whole ({error}); load it with a"
+            " checkpoint or diffusion model loader, or start the host with --disable-dynamic-vram"
+        ) from error
+
+
+@contextmanager
+def training(patcher: Any) -> Iterator[None]:
+    """Load the model whole and make its frozen weights usable by autograd, in normal mode; undone at every exit.
+
+    `patcher` is what `trainable_patcher` returned. The body runs with inference mode off. Raises InputError where the
+    host would keep a part of the model off its device.
+    """
+    _load(patcher)
+    with ExitStack() as stack:
+        stack.callback(comfy.model_management.soft_empty_cache)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(_in_training())
+        stack.enter_context(_normal_tensors(patcher.model))
+        stack.enter_context(_running(patcher))
+        if models.detect(patcher.model).in_place:
+            stack.enter_context(_norms_keep_their_inputs(patcher.model.diffusion_model))
+        yield
+
+
+def _load(patcher: Any) -> None:
+    with torch.inference_mode():  # as in a node: weights that inference mode made may only be moved in it
+        comfy.model_management.load_models_gpu([patcher], memory_required=EVERYTHING, force_full_load=True)
+    if getattr(patcher.model, "model_lowvram", False):
+        raise InputError(
+            "the host keeps a part of this model off the device (--novram or too little memory); training needs all of it"
+            " there: free memory, or use a smaller or quantised model"
+        )
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """Tell the host that gradients are wanted: without it, newer hosts rotate queries by a kernel that has none."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):
+        yield
+        return
+    before = management.in_training
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+@contextmanager
+def _running(patcher: Any) -> Iterator[None]:
+    """What the host does around sampling: its callbacks, and the model knows its patcher."""
+    patcher.pre_run()
+    try:
+        yield
+    finally:
+        patcher.cleanup()
+
+
+@contextmanager
+def _normal_tensors(model: nn.Module) -> Iterator[None]:
+    """Replace weights and buffers of inference mode by normal tensors over the same memory; freeze what is not frozen."""
+    replaced = [_replace(owner, name) for owner, name in _inference_tensors(model)]
+    unfrozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in unfrozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in unfrozen:
+            parameter.requires_grad_(True)
+        for owner, name, original, stand_in in replaced:
+            # one that the host has moved or exchanged in the meantime stays as the host left it
+            if owner.get(name) is stand_in and stand_in.data_ptr() == original.data_ptr():
+                owner[name] = original
+
+
+def _inference_tensors(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """(dict, name) of every parameter and buffer of inference mode; tensor classes of quantised weights stay out."""
+    return [
+        (owner, name)
+        for module in model.modules()
+        for owner in (module._parameters, module._buffers)
+        for name, tensor in owner.items()
+        if tensor is not None and type(tensor) in (Tensor, nn.Parameter) and tensor.is_inference()
+    ]
+
+
+def _replace(owner: dict[str, Any], name: str) -> tuple[dict[str, Any], str, Tensor, Tensor]:
+    original = owner[name]
+    stand_in: Tensor = torch.empty(0, dtype=original.dtype, device=original.device)
+    stand_in.set_(original.untyped_storage(), original.storage_offset(), original.size(), original.stride())
+    if isinstance(original, nn.Parameter):
+        stand_in = nn.Parameter(stand_in, requires_grad=False)
+    owner[name] = stand_in
+    return owner, name, original, stand_in
+
+
+@contextmanager
+def _norms_keep_their_inputs(denoiser: nn.Module) -> Iterator[None]:
+    """Give the norms of Flux blocks copies: autograd saves what they saw, and the blocks then add to it in place.
+
+    torch.autograd.graph.allow_mutation_on_saved_tensors would do, but its bookkeeping grows with every step.
+    """
+    with ExitStack() as stack:
+        for name, module in denoiser.named_modules():
+            if name.rpartition(".")[2] in SAVED_BY_NORMS:
+                stack.callback(module.register_forward_pre_hook(_copied).remove)
+        yield
+
+
+def _copied(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    return (args[0].clone(), *args[1:]) if torch.is_grad_enabled() else None

@@ -149,7 +149,9 @@ def test_attach_leaves_no_hook_behind_when_the_body_fails():
 def test_attach_refuses_another_shape_before_it_touches_a_layer():
     good, other = nn.Linear(8, 8), nn.Linear(8, 9)
     adapter = make({"a": Target(good), "b": Target(nn.Linear(8, 8))}, rank=2)
-    refuse = pytest.raises(InputError, match=r"b: the adapter is for a weight of shape \(8, 8\), the model's is \(9, 8\)")
+    refuse = pytest.raises(
+        InputError, match=r"b: the adapter is for a weight of shape \(8, 8\), the model's is \(9, 8\)"
+    )
     with refuse, adapter.attach({"a": Target(good), "b": Target(other)}):
         pass
     with pytest.raises(InputError, match="has no layer b"), adapter.attach({"a": Target(good)}):

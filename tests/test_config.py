@@ -4,8 +4,16 @@ import math
 
 import pytest
 
-from trilora_core.config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig, from_dict, from_json, to_json
-from trilora_core.config import parse_rank
+from trilora_core.config import (
+    AdapterConfig,
+    DataConfig,
+    OptimizerConfig,
+    TrainConfig,
+    from_dict,
+    from_json,
+    parse_rank,
+    to_json,
+)
 from trilora_core.errors import InputError
 
 

@@ -77,7 +77,8 @@ class Branch:
         conv: Any = module
         function = _CONV[len(self.kernel)]
         hidden = function(x, down.unflatten(1, (-1, *self.kernel)), None, conv.stride, conv.padding, conv.dilation)
-        return function(hidden, up.reshape(*up.shape, *[1] * len(self.kernel)))
+        out: Tensor = function(hidden, up.reshape(*up.shape, *[1] * len(self.kernel)))
+        return out
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The three factors by name."""
@@ -104,7 +105,8 @@ def _ones(values: Tensor, weight: Tensor) -> Tensor:
     return torch.ones_like(values)
 
 
-# From the r largest singular values of W0 to the start of Σ. `svd` is the paper's; `svd-mean` keeps LoRA's learning rate.
+# From the r largest singular values of W0 to the start of Σ: `svd` is the paper's, `svd-mean` keeps LoRA's learning
+# rate.
 SIGMA_INITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "svd-mean": _svd_mean,
     "svd": _svd,
@@ -137,7 +139,9 @@ class TriLoRA:
         """
         if not targets:
             raise InputError("the model has no layer to adapt; choose other target layers")
-        return cls({stem: _start(stem, target, config, seed, data_hash, device) for stem, target in targets.items()}, config)
+        return cls(
+            {stem: _start(stem, target, config, seed, data_hash, device) for stem, target in targets.items()}, config
+        )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every factor as `stem.up`, `stem.sigma`, `stem.down`; a fixed Σ has requires_grad False."""
@@ -230,7 +234,7 @@ def _layer_rank(weight: Tensor, config: AdapterConfig) -> int:
     rank = parse_rank(config.rank)
     if isinstance(rank, float):
         return spectral.rank_for_energy(weight, rank, config.rank_cap)
-    return min(rank, *weight.shape)
+    return min(rank, weight.shape[0], weight.shape[1])
 
 
 _SIGMA_CACHE: dict[tuple[object, ...], Tensor] = {}
@@ -276,7 +280,9 @@ def _check_start(stem: str, branch: Branch, layer: Layer) -> None:
         raise InputError(f"start_from: {stem} is for a weight of shape {given}, the model's is {wanted}")
     if int((layer.svd.s > 0).sum()) > branch.sigma.shape[0]:
         rank = int((layer.svd.s > 0).sum())
-        raise InputError(f"start_from: {stem} has rank {rank}, this run {branch.sigma.shape[0]}; set rank to {rank} or more")
+        raise InputError(
+            f"start_from: {stem} has rank {rank}, this run {branch.sigma.shape[0]}; set rank to {rank} or more"
+        )
 
 
 def _load_start(branch: Branch, svd: spectral.SVD) -> None:

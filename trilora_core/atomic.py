@@ -30,7 +30,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder that you can write to") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that you can write to"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

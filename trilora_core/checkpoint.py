@@ -31,7 +31,7 @@ def save_state(path: Path, run: Run) -> None:
 
 
 def load_state(path: Path, run: Run) -> None:
-    """Continue `run` from a saved state; raises InputError when there is none or it belongs to other options or data."""
+    """Continue `run` from a saved state; raises InputError when there is none or it is another run's."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

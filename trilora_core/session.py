@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -12,14 +13,13 @@ import torch
 
 from .atomic import check_writable
 from .checkpoint import load_state, remove_state, save_state, state_path
-from .config import to_json
 from .errors import InputError
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
 from .metadata import training_metadata
 from .recompute import checkpointed
 from .train import Run, Step, TrainingDiverged, train
 
-__all__ = ["Outcome", "find_finished", "stopped_path", "train_to_file"]
+__all__ = ["Outcome", "adapter_hash", "find_finished", "stopped_path", "train_to_file"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,16 @@ def stopped_path(output: Path, step: int) -> Path:
         count += 1
         path = output.with_name(f"{output.stem}_stopped_at_{step:05d}_{count}.safetensors")
     return path
+
+
+def adapter_hash(adapter: Adapter) -> str:
+    """SHA-256 over the names and singular triplets of an adapter's layers."""
+    digest = hashlib.sha256()
+    for stem, layer in sorted(adapter.layers.items()):
+        digest.update(stem.encode())
+        for part in layer.svd:
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def find_finished(output: Path, fingerprint: str) -> Outcome | None:
@@ -63,19 +73,21 @@ def train_to_file(
     resume: bool = False,
     dtype: torch.dtype = torch.float16,
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+    on_stopped: Callable[[Path], None] = lambda path: None,
 ) -> Outcome:
     """Train `run` to its end and write the adapter to `output`.
 
     `on_step` hears of every step and may raise one of `interrupts`: what was trained so far is then written under the
     name of `stopped_path`, with a state to resume from beside it, and the exception goes on. The same holds for a run
-    that diverges. Raises InputError when the file cannot be written, before anything is trained.
+    that diverges; `on_stopped` hears where the file is. Raises InputError when the file cannot be written, before
+    anything is trained.
     """
     check_writable(output.parent)
     state = state_path(output)
     if resume and state.is_file():
         load_state(state, run)
     started = time.time()
-    keep = _Keeper(run, output, dict(metadata), dtype, started)
+    keep = _Keeper(run, output, dict(metadata), dtype, started, on_stopped)
     try:
         with ExitStack() as stack:
             stack.enter_context(run.trainable.attach(run.denoiser.targets()))
@@ -107,15 +119,17 @@ class _Keeper:
     metadata: dict[str, str]
     dtype: torch.dtype
     started: float
+    on_stopped: Callable[[Path], None]
 
     def stopped(self, state: Path | None) -> Path | None:
-        """Save the adapter (and the state, where one is wanted) of a run that ends early; None if nothing was learned."""
+        """Save the adapter, and a state where one is wanted, of a run that ends early; None if nothing was learned."""
         if self.run.step == 0:
             return None
         if state is not None:
             save_state(state, self.run)
         path = stopped_path(self.output, self.run.step)
         self.write(path, finished=False)
+        self.on_stopped(path)
         return path
 
     def write(self, path: Path, *, finished: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +21,7 @@ from .fileformat import Adapter
 from .objective import draw_uniform, mse_per_sample
 from .optim import make_optimizer, rate_at
 
-__all__ = ["Denoiser", "Encoder", "Previewer", "Run", "Step", "TrainingDiverged", "train"]
+__all__ = ["Denoiser", "Encoder", "Previewer", "Run", "Step", "TrainingDiverged", "run_fingerprint", "train"]
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BAD_STEPS = 3  # dropped steps in a row that end a run
@@ -120,13 +120,9 @@ class Run:
         return Adapter(self.trainable.canonical(), {})
 
     def fingerprint(self, *, with_steps: bool = True) -> str:
-        """What the result depends on, as a hash: options, data, base model, start; `steps` may be left out."""
-        options = asdict(self.config)
-        del options["save_every"]
-        if not with_steps:
-            del options["steps"]
-        parts = (sorted(options.items()), self.dataset.content_hash, self.denoiser.base_fingerprint, self.start_hash)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        """The hash of `run_fingerprint` for this run."""
+        hashes = (self.dataset.content_hash, self.denoiser.base_fingerprint, self.start_hash)
+        return run_fingerprint(self.config, *hashes, with_steps=with_steps)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and values that JSON can hold."""
@@ -192,7 +188,7 @@ class Run:
         with self._autocast():
             prediction, target = self.denoiser.predict(clean.to(self._device), noise.to(self._device), times, cond)
         loss = mse_per_sample(prediction, target).mean() / self.config.optimizer.accumulation
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         return loss.detach()
 
     def _clip(self, loss: Tensor | int) -> tuple[float, float]:
@@ -210,7 +206,19 @@ class Run:
         return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
 
 
-def train(run: Run) -> Iterator[Step]:
+def run_fingerprint(
+    config: TrainConfig, data_hash: str, base_fingerprint: str, start_hash: str = "", *, with_steps: bool = True
+) -> str:
+    """What the result of a run depends on, as a hash: options, data, base model, start; `steps` may be left out."""
+    options = asdict(config)
+    del options["save_every"]
+    if not with_steps:
+        del options["steps"]
+    parts = (sorted(options.items()), data_hash, base_fingerprint, start_hash)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def train(run: Run) -> Generator[Step, None, None]:
     """Advance the run until its steps are done or a stop is asked for; the caller owns the contexts."""
     while run.step < run.config.steps and not run.stop_requested:
         yield run.advance()

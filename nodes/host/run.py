@@ -1,0 +1,150 @@
+"""One training run inside the host: prepare, train to the loras folder, tell the node how it goes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from ...trilora_core.adapter import TriLoRA
+from ...trilora_core.config import TrainConfig
+from ...trilora_core.data import Dataset
+from ...trilora_core.fileformat import Adapter
+from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_to_file
+from ...trilora_core.train import Run, Step, run_fingerprint
+from . import models
+from .denoiser import HostDenoiser
+from .events import Progress, check_interrupt, interrupt_type
+from .paths import output_folder, unique_file
+from .training import trainable_patcher, training
+
+__all__ = ["train_in_host"]
+
+EVENTS_PER_SECOND = 4  # more would only load the browser
+
+log = logging.getLogger("trilora")
+
+
+def train_in_host(
+    model: Any,
+    data: Dataset,
+    name: str,
+    config: TrainConfig,
+    *,
+    resume: bool,
+    start_from: Adapter | None,
+    node_id: str | None,
+) -> tuple[Outcome, str]:
+    """Train on the host's model and write loras/trilora/<name>.safetensors; the outcome and a sentence about it.
+
+    A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
+    passed on after what was trained has been saved. Raises InputError for what cannot be trained.
+    """
+    patcher = trainable_patcher(model)
+    start_hash = "" if start_from is None else adapter_hash(start_from)
+    fingerprint = run_fingerprint(config, data.content_hash, models.fingerprint(patcher), start_hash)
+    output, finished = _place(name, fingerprint)
+    if finished is not None:
+        text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
+        return finished, _said(text)
+    report = _Reporter(node_id, config.steps)
+    report.progress.text("preparing the model")
+    with training(patcher):
+        run = _prepare(HostDenoiser(patcher), data, config, start_from, start_hash)
+        outcome = _train(run, output, report, resume=resume)
+    how = "Trained" if outcome.finished else f"Stopped early, at step {outcome.steps_done} of {config.steps}"
+    return outcome, _said(f"{how}: saved as {outcome.path}")
+
+
+def _place(name: str, fingerprint: str) -> tuple[Path, Outcome | None]:
+    """The file to write, and the outcome if this very run lies there: name, name_2 … up to the first free one."""
+    folder = output_folder()
+    free = unique_file(folder, name)
+    for path in (folder / f"{name}.safetensors", *sorted(folder.glob(f"{name}_*.safetensors"))):
+        finished = find_finished(path, fingerprint)
+        if finished is not None:
+            return path, finished
+    return free, None
+
+
+def _prepare(
+    denoiser: HostDenoiser, data: Dataset, config: TrainConfig, start_from: Adapter | None, start_hash: str
+) -> Run:
+    adapter = TriLoRA.create(
+        denoiser.targets(),
+        config.adapter,
+        seed=config.seed,
+        data_hash=data.content_hash,
+        device=denoiser.device,
+    )
+    if start_from is not None:
+        adapter.start_from(start_from.layers)
+    run = Run(config, denoiser, data, adapter)
+    run.start_hash = start_hash
+    count = sum(parameter.numel() for parameter in adapter.trainable())
+    size = f"{len(adapter.branches)} layers, {count} parameters, {len(data.latents)} pictures"
+    log.info("training %s: %s, base %s (%s)", config.adapter.method, size, denoiser.base_name, denoiser.architecture)
+    return run
+
+
+def _train(run: Run, output: Path, report: _Reporter, *, resume: bool) -> Outcome:
+    stopped: list[Path] = []
+    try:
+        return train_to_file(
+            run,
+            output,
+            metadata={},
+            on_step=report.step,
+            resume=resume,
+            interrupts=(interrupt_type(),),
+            on_stopped=stopped.append,
+        )
+    finally:
+        if stopped:
+            report.progress.text(_said(f"stopped at step {run.step} of {run.config.steps}; kept as {stopped[0]}"))
+
+
+class _Reporter:
+    """Turns steps into the node's progress bar and text, a few times a second, and polls the host's interrupt."""
+
+    def __init__(self, node_id: str | None, steps: int) -> None:
+        self.progress = Progress(node_id, steps)
+        self._smooth: float | None = None
+        self._pace: float | None = None  # seconds per step, smoothed
+        self._shown = 0.0
+
+    def step(self, step: Step) -> None:
+        """Hear of one step; raises the host's interrupt."""
+        if step.dropped:
+            log.warning("step %d was left out: %s", step.step, step.dropped)
+        else:
+            self._smooth = _blend(self._smooth, step.loss)
+        self._pace = _blend(self._pace, step.seconds)
+        now = time.monotonic()
+        if now - self._shown >= 1 / EVENTS_PER_SECOND or step.step == step.steps:
+            self._shown = now
+            self.progress.update(step.step, self._text(step))
+        check_interrupt()
+
+    def _text(self, step: Step) -> str:
+        pace = self._pace or step.seconds
+        left = _clock(pace * (step.steps - step.step))
+        loss = "-" if self._smooth is None else f"{self._smooth:.4f}"
+        note = f"\nstep left out: {step.dropped}" if step.dropped else ""
+        return f"step {step.step} of {step.steps} · loss {loss} · {pace:.2f} s/step · {left} left{note}"
+
+
+def _blend(smooth: float | None, value: float) -> float:
+    return value if smooth is None else 0.95 * smooth + 0.05 * value
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _said(text: str) -> str:
+    log.info("%s", text)
+    return text

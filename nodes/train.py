@@ -1,0 +1,129 @@
+"""The node that trains an adapter on the host's own model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..trilora_core.config import TrainConfig
+from ..trilora_core.fileformat import Adapter
+from .host.patching import apply
+from .host.run import train_in_host
+from .sockets import CATEGORY, AdapterSocket, DatasetSocket, DatasetValue, OptionsSocket
+
+__all__ = ["TrainTriLoRA"]
+
+
+class TrainTriLoRA(io.ComfyNode):
+    """Model and data set to adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Ids and names are fixed: saved workflows hold them."""
+        return io.Schema(
+            node_id="TrainTriLoRA",
+            display_name="Train TriLoRA",
+            category=CATEGORY,
+            description="Trains a TriLoRA adapter on the data set and writes it to models/loras/trilora. Cancel keeps "
+            "what was trained so far. A run that is already on the disk is read, not trained again.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to train for. It is not changed."),
+                DatasetSocket.Input(
+                    "dataset", tooltip="From a TriLoRA Dataset node, made with this model's clip and vae."
+                ),
+                io.String.Input("name", default="my_style", tooltip="Name of the file below models/loras/trilora."),
+                io.Int.Input(
+                    "rank",
+                    default=16,
+                    min=1,
+                    max=1024,
+                    tooltip="Directions that each layer may change. 4 to 16 for a style or a face, 32 and more for many "
+                    "things at once. File size and memory grow with it.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=500,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Optimizer steps. 300 to 2000 is usual; too many copy the pictures.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-4,
+                    min=1e-8,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="How far each step goes. 0.00005 to 0.0005 is usual; lower it if pictures burn out.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=1024,
+                    tooltip="Pictures per step. More is steadier, slower and needs more memory.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Same seed, same settings, same pictures: the same adapter, bit for bit on one machine.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=False,
+                    tooltip="Go on from where a cancelled run of this name and these settings stopped. "
+                    "Off: train from the start.",
+                ),
+                OptionsSocket.Input(
+                    "options", optional=True, tooltip="From TriLoRA Optimizer Options; not needed for a first run."
+                ),
+                AdapterSocket.Input(
+                    "start_from", optional=True, tooltip="An adapter to train on from, in place of a fresh one."
+                ),
+            ],
+            outputs=[
+                AdapterSocket.Output(display_name="trilora", tooltip="The trained adapter, as it lies in its file."),
+                io.Model.Output(display_name="model", tooltip="The model with the adapter on it at strength 1."),
+                io.LossMap.Output(display_name="loss", tooltip="The loss of every step."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        dataset: DatasetValue,
+        name: str,
+        rank: int,
+        steps: int,
+        learning_rate: float,
+        batch_size: int,
+        seed: int,
+        resume: bool,
+        options: TrainConfig | None = None,
+        start_from: Adapter | None = None,
+    ) -> io.NodeOutput:
+        """Train, or read the finished run."""
+        config = _configured(options or TrainConfig(), rank, steps, learning_rate, batch_size, seed)
+        outcome, text = train_in_host(
+            model, dataset.data, name, config, resume=resume, start_from=start_from, node_id=cls.hidden.unique_id
+        )
+        trained, _ = apply(outcome.adapter, model, 1.0)
+        return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, ui=ui.PreviewText(text))
+
+
+def _configured(
+    options: TrainConfig, rank: int, steps: int, learning_rate: float, batch_size: int, seed: int
+) -> TrainConfig:
+    """The options with the node's own widgets in them; an energy rank of the options takes `rank` as its cap."""
+    by_energy = isinstance(options.adapter.rank, str)
+    adapter = replace(options.adapter, rank_cap=rank) if by_energy else replace(options.adapter, rank=rank)
+    optimizer = replace(options.optimizer, learning_rate=learning_rate)
+    return replace(options, steps=steps, batch_size=batch_size, seed=seed, adapter=adapter, optimizer=optimizer)

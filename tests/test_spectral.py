@@ -29,14 +29,6 @@ SHAPES = [(1, 1, 1), (5, 3, 1), (24, 16, 4), (16, 40, 7), (6, 30, 12), (30, 6, 1
 DOUBLE = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
 

@@ -1,7 +1,8 @@
-"""Cost and error of `trilora_core.spectral` beside dense decompositions: top singular values of base weights, canonical forms.
+"""Cost and error of `trilora_core.spectral` beside dense decompositions.
 
-Run from the root of a clone, on one thread: `python benchmarks/spectral.py [--rank 16] [--repeats 3]`. Both sides are
+Run from the root of a clone, on one thread: `python benchmarks/spectral.py [--rank 16] [--repeats 5]`. Both sides are
 measured as process time, alternating in one run; each figure is the median.
+One weight stands for all SDXL layers of its shape; the totals are its time multiplied by their count.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ def worst_error(weight: Tensor, exact: Tensor, rank: int) -> float:
 
 def speed_of_top_values(rank: int, repeats: int) -> None:
     counts = Counter(sdxl_attention_shapes())
-    print(
-        f"\nTop {rank} singular values of SDXL's {counts.total()} attention linears, ms a layer (process time, median)\n"
-    )
+    print(f"\nTop {rank} singular values of SDXL's {counts.total()} attention linears, process time in ms a layer\n")
     print("| out x in | layers | svdvals | ours | ours / svdvals |\n|---|---|---|---|---|")
     total = {"svdvals": 0.0, "ours": 0.0}
     for shape, count in counts.items():

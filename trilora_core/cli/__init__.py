@@ -1,0 +1,14 @@
+"""The command line: one file per verb, each with `add_arguments(parser)` and `run(arguments) -> exit code`."""
+
+from __future__ import annotations
+
+__all__ = ["VERBS"]
+
+# What `--help` shows, in this order; the file of a verb is imported only when it is called.
+VERBS: dict[str, str] = {
+    "train": "train an adapter on a folder of captioned pictures",
+    "apply": "draw pictures with an adapter, at one strength or several",
+    "merge": "add several adapters into one",
+    "inspect": "show what an adapter file holds",
+    "demo": "train on the small model and pictures that ship with this repository",
+}

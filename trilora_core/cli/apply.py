@@ -1,0 +1,99 @@
+"""Draw pictures with an adapter: one picture, or a labelled grid of prompts and strengths from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..atomic import write_atomic
+from ..backend_diffusers import DiffusersPreviewer, apply_adapter
+from ..fileformat import Adapter, read_adapter
+from ..plots import picture_grid
+from .base import choose_device, load_base
+from .parser import Arguments, OneLineParser, add_device, whole
+from .saving import check_picture
+
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "draw", "run"]
+
+USAGE = "--model PATH --adapter FILE --prompt TEXT --output OUT.png [options]"
+EXAMPLES = """\
+examples:
+  python -m trilora_core apply --model MODEL --adapter style.safetensors \\
+      --prompt "a cat, my style" --strength 0.8 --seed 7 --output cat.png
+  python -m trilora_core apply --model MODEL --adapter style.safetensors \\
+      --prompt "a cat, my style" "a house, my style" --strength 0 0.5 1 1.5 --output grid.png"""
+
+
+def add_arguments(parser: OneLineParser) -> None:
+    """Declare the options."""
+    files = parser.add_argument_group("model and files")
+    files.add_argument(
+        "--model", metavar="PATH", required=True, help="base model: a diffusers folder or one .safetensors"
+    )
+    files.add_argument(
+        "--adapter", metavar="FILE", required=True, help="adapter (.safetensors): ours, or any plain LoRA"
+    )
+    files.add_argument("--output", metavar="OUT.png", type=Path, required=True, help="the picture to write")
+    drawing = parser.add_argument_group("drawing")
+    drawing.add_argument("--prompt", metavar="TEXT", nargs="+", required=True, help="one prompt, or several for a grid")
+    drawing.add_argument(
+        "--strength",
+        metavar="X",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        help="0 is the base model, 1 the adapter as trained (default); several make a grid",
+    )
+    drawing.add_argument("--seed", type=whole, default=0, help="of the noise that a picture starts from (default: 0)")
+    drawing.add_argument("--negative", metavar="TEXT", default="", help="what the picture should not show")
+    drawing.add_argument("--steps", type=whole, default=20, help="sampling steps (default: 20)")
+    drawing.add_argument("--guidance", type=float, default=7.5, help="how closely to follow the prompt (default: 7.5)")
+    drawing.add_argument(
+        "--resolution", type=whole, default=0, metavar="N", help="pixels, square (default: the model's own size)"
+    )
+    add_device(parser)
+
+
+def run(arguments: Arguments) -> int:
+    """Load, draw, save."""
+    output = check_picture(arguments.output)
+    adapter = read_adapter(arguments.adapter)
+    pipe = load_base(arguments.model, choose_device(arguments.device), arguments.base_dtype)
+    previewer = DiffusersPreviewer(
+        pipe,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        resolution=arguments.resolution,
+        negative=arguments.negative,
+    )
+    rows = draw(pipe, previewer, adapter, arguments.prompt, arguments.strength, arguments.seed)
+    if len(rows) == len(rows[0]) == 1:
+        write_atomic(output, lambda path: rows[0][0].save(path, format="PNG"))
+    else:
+        labels = [f"strength {strength:g}" for strength in arguments.strength]
+        picture_grid(rows, output, row_labels=arguments.prompt, column_labels=labels)
+    print(f"picture: {output.resolve()}")
+    return 0
+
+
+def draw(
+    pipe: Any,
+    previewer: DiffusersPreviewer,
+    adapter: Adapter,
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    seed: int,
+) -> list[list[Image.Image]]:
+    """Pictures by prompt (rows) and strength (columns), all from the noise of one seed, with a progress bar."""
+    rows: list[list[Image.Image]] = [[] for _ in prompts]
+    with tqdm(total=len(prompts) * len(strengths), desc="drawing", unit="picture", leave=False) as bar:
+        for strength in strengths:
+            with apply_adapter(pipe, adapter, strength):
+                for row, prompt in zip(rows, prompts, strict=True):
+                    row.extend(previewer.preview([prompt], [seed]))
+                    bar.update()
+    return rows

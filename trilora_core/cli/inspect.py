@@ -1,0 +1,167 @@
+"""Show what an adapter file holds: base model, ranks, layers, energy, trigger words and how it was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..fileformat import Adapter, read_adapter
+from ..metadata import architecture_of, base_model, rank_summary, trigger_words
+from ..plots import plot_spectrum, short_name
+from ..spectral import effective_rank, energy
+from .parser import Arguments, OneLineParser
+from .saving import check_picture
+
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
+
+USAGE = "FILE [options]"
+EXAMPLES = """\
+examples:
+  python -m trilora_core inspect style.safetensors
+  python -m trilora_core inspect style.safetensors --layers
+  python -m trilora_core inspect style.safetensors --json
+  python -m trilora_core inspect style.safetensors --plot spectrum.png"""
+
+
+def add_arguments(parser: OneLineParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", metavar="FILE", help="adapter (.safetensors): ours, or any plain LoRA")
+    parser.add_argument(
+        "--json", action="store_true", help="print everything as JSON, singular values and metadata too"
+    )
+    parser.add_argument("--layers", action="store_true", help="list every layer, not only sums over blocks")
+    parser.add_argument("--plot", metavar="OUT.png", type=Path, help="also draw the spectrum: singular values by layer")
+
+
+def run(arguments: Arguments) -> int:
+    """Print the report and draw the picture that was asked for."""
+    path = Path(arguments.file)
+    adapter = read_adapter(path)
+    if arguments.json:
+        print(json.dumps(report(path, adapter), indent=2))
+    else:
+        print(table(path, adapter, every_layer=arguments.layers))
+    if arguments.plot:
+        spectra = {stem: layer.svd.s for stem, layer in adapter.layers.items()}
+        plot_spectrum(spectra, check_picture(arguments.plot), title=f"Spectrum of {path.name}")
+        if not arguments.json:
+            print(f"\nspectrum: {arguments.plot.resolve()}")
+    return 0
+
+
+def report(path: Path, adapter: Adapter) -> dict[str, Any]:
+    """Everything about an adapter as plain data that JSON can hold."""
+    ranks = rank_summary(adapter)
+    layers = {stem: _layer(adapter, stem) for stem in adapter.layers}
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "architecture": architecture_of(adapter),
+        "base_model": base_model(adapter),
+        "trigger_words": list(trigger_words(adapter)),
+        "layer_count": ranks.layers,
+        "rank": {"least": ranks.least, "most": ranks.most, "effective_mean": ranks.effective},
+        "energy": sum(layer["energy"] for layer in layers.values()),
+        "training": training_options(adapter),
+        "layers": layers,
+        "metadata": dict(sorted(adapter.metadata.items())),
+    }
+
+
+def training_options(adapter: Adapter) -> dict[str, Any]:
+    """The options of the run that made the file, as they were given; {} when it does not say."""
+    text = adapter.metadata.get("trilora.config", "{}")
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"the training options in the metadata are not JSON ({error}); save the file again") from error
+    return options if isinstance(options, dict) else {}
+
+
+def table(path: Path, adapter: Adapter, *, every_layer: bool = False) -> str:
+    """The report for a person: facts first, then the blocks (or every layer)."""
+    facts = _facts(path, adapter)
+    width = max(len(name) for name, _ in facts)
+    head = "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+    groups = {stem: [stem] for stem in adapter.layers} if every_layer else _blocks(adapter)
+    return f"{head}\n\n{_rows(adapter, groups)}"
+
+
+def _facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
+    words = ", ".join(trigger_words(adapter))
+    total = sum(float(energy(layer.svd.s)) for layer in adapter.layers.values())
+    facts = [
+        ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB)"),
+        ("made for", architecture_of(adapter) or "unknown"),
+        ("base model", base_model(adapter) or "unknown"),
+        ("size", str(rank_summary(adapter))),
+        ("energy", f"{total:.4g} (sum of the squared singular values)"),
+        ("trigger words", words or "none named"),
+    ]
+    return facts + _history(adapter)
+
+
+def _history(adapter: Adapter) -> list[tuple[str, str]]:
+    """How it was trained or merged, in a few lines."""
+    told = adapter.metadata
+    options = training_options(adapter)
+    lines: list[tuple[str, str]] = []
+    if told.get("ss_num_train_images"):
+        size = told.get("ss_resolution", "")
+        lines.append(("trained on", f"{told['ss_num_train_images']} pictures{f' at {size}' if size else ''}"))
+    if told.get("ss_steps"):
+        planned = told.get("ss_max_train_steps", told["ss_steps"])
+        early = "" if told.get("trilora.finished", "true") == "true" else f" of {planned} (stopped early)"
+        batch = told.get("ss_total_batch_size", "1")
+        lines.append(("steps", f"{told['ss_steps']}{early}, batch {batch}, seed {told.get('ss_seed', '?')}"))
+    if told.get("ss_learning_rate"):
+        schedule = f"{told.get('ss_lr_scheduler', '')} {told.get('ss_optimizer', '')}".strip()
+        lines.append(("learning rate", f"{told['ss_learning_rate']} ({schedule})"))
+    if options.get("adapter"):
+        lines.append(("method", f"{options['adapter'].get('method')}, init {options['adapter'].get('init')}"))
+    if told.get("modelspec.merged_from"):
+        lines.append(("merged from", told["modelspec.merged_from"]))
+    return lines
+
+
+def _blocks(adapter: Adapter) -> dict[str, list[str]]:
+    """Layers by the first two words of their short names: "down 0", "mid", "text 11"."""
+    groups: dict[str, list[str]] = {}
+    for stem in adapter.layers:
+        words = short_name(stem).replace(".", " ").split()
+        number = words[1] if len(words) > 1 and words[1].isdigit() else ""
+        groups.setdefault(f"{words[0]} {number}".strip(), []).append(stem)
+    return groups
+
+
+def _rows(adapter: Adapter, groups: dict[str, list[str]]) -> str:
+    """One line a group: layers, ranks, share of all energy, effective rank, largest singular value."""
+    whole = sum(float(energy(layer.svd.s)) for layer in adapter.layers.values())
+    names = {group: short_name(group) for group in groups}
+    width = max(5, *(len(name) for name in names.values()))
+    lines = [f"{'block':<{width}}  layers   rank  energy  effective rank  largest"]
+    for group, stems in groups.items():
+        spectra = [adapter.layers[stem].svd.s for stem in stems]
+        ranks = sorted({len(s) for s in spectra})
+        rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+        share = sum(float(energy(s)) for s in spectra) / whole if whole else 0.0
+        effective = sum(float(effective_rank(s)) for s in spectra) / len(spectra)
+        largest = max(float(s.max()) for s in spectra)
+        lines.append(
+            f"{names[group]:<{width}}  {len(stems):>6}  {rank:>5}  {share:>6.1%}  {effective:>14.1f}  {largest:>7.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _layer(adapter: Adapter, stem: str) -> dict[str, Any]:
+    layer = adapter.layers[stem]
+    return {
+        "shape": [layer.svd.u.shape[0], layer.svd.vh.shape[1]],
+        "kernel": list(layer.kernel),
+        "rank": len(layer.svd.s),
+        "effective_rank": float(effective_rank(layer.svd.s)),
+        "energy": float(energy(layer.svd.s)),
+        "singular_values": [float(value) for value in layer.svd.s],
+    }

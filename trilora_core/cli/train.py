@@ -1,0 +1,177 @@
+"""Train an adapter on a folder of captioned pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..adapter import TriLoRA
+from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder
+from ..config import DataConfig, TrainConfig
+from ..data import Dataset, list_pictures, load_folder
+from ..errors import InputError
+from ..metadata import rank_summary
+from ..plots import plot_losses
+from ..session import Outcome, find_finished, stopped_path, train_to_file
+from ..train import Run, Step, TrainingDiverged
+from .base import choose_device, describe_device, load_base, own_resolution
+from .parser import Arguments, OneLineParser, add_device
+from .run_options import add_run_options, read_run_options
+from .saving import DTYPES, check_output, check_picture
+
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "encode", "prepare", "run", "train_with_bar"]
+
+USAGE = "--model PATH --data DIR --output NAME.safetensors [options]"
+EXAMPLES = """\
+examples:
+  python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors
+  python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors \\
+      --trigger-word "my style" --rank 16 --steps 1000 --lr 1e-4 --batch-size 2 --seed 0 --plot loss.png
+  python -m trilora_core train --config run.toml --steps 2000
+
+A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
+  model = "models/base"
+  output = "style.safetensors"
+  steps = 1000
+  [data]
+  folder = "pictures"
+  trigger_word = "my style"
+  [adapter]
+  rank = 16
+  [optimizer]
+  learning_rate = 1e-4
+
+Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goes on from."""
+
+
+def add_arguments(parser: OneLineParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--config", metavar="RUN.toml", type=Path, help="read options from this file")
+    add_run_options(parser)
+    group = parser.add_argument_group("result")
+    group.add_argument(
+        "--resume", action="store_true", help="go on from the state that a stopped run left, if there is one"
+    )
+    group.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp16", help="number format of the file (default: fp16)"
+    )
+    group.add_argument("--plot", metavar="LOSS.png", type=Path, help="also draw the loss curve")
+    add_device(parser)
+
+
+def run(arguments: Arguments) -> int:
+    """Load, encode, train, save, report."""
+    options = read_run_options(arguments)
+    output = check_output(options.output)
+    if arguments.plot:
+        check_picture(arguments.plot)
+    list_pictures(options.data.folder)  # an empty folder is better known before the model is loaded
+    device = choose_device(arguments.device)
+    pipe = load_base(options.model, device, arguments.base_dtype)
+    data = options.data
+    if options.own_resolution:
+        data = dataclasses.replace(data, resolution=own_resolution(pipe))
+    dataset = encode(pipe, data)
+    prepared = prepare(pipe, dataset, options.train, device)
+    print("\n".join(summary(prepared, dataset, device)))
+    done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
+    if done:
+        print("this run is finished already; nothing was trained")
+    outcome = done or train_with_bar(prepared, output, resume=arguments.resume, dtype=DTYPES[arguments.dtype])
+    if arguments.plot:
+        plot_losses(outcome.losses, arguments.plot, title=f"Training loss of {output.name}")
+        print(f"loss curve: {arguments.plot.resolve()}")
+    print(f"{rank_summary(outcome.adapter)}\nadapter: {outcome.path.resolve()}")
+    return 0
+
+
+def encode(pipe: Any, data: DataConfig) -> Dataset:
+    """Read the folder and encode its pictures and captions, with a progress bar."""
+    bar: Any = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or _bar(total, "encoding", "item")
+        bar.update(done - bar.n)
+
+    try:
+        return load_folder(data, DiffusersEncoder(pipe), progress)
+    finally:
+        if bar:
+            bar.close()
+
+
+def prepare(pipe: Any, dataset: Dataset, config: TrainConfig, device: torch.device) -> Run:
+    """A run of this configuration from its start."""
+    denoiser = DiffusersDenoiser(pipe)
+    adapter = TriLoRA.create(
+        denoiser.targets(), config.adapter, seed=config.seed, data_hash=dataset.content_hash, device=device
+    )
+    return Run(config, denoiser, dataset, adapter)
+
+
+def summary(run: Run, dataset: Dataset, device: torch.device) -> list[str]:
+    """What will be trained, on what, with what."""
+    count = sum(parameter.numel() for parameter in run.trainable.trainable())
+    pictures = f"{len(dataset)} pictures at {dataset.resolution} x {dataset.resolution}"
+    word = f', trigger word "{dataset.trigger_word}"' if dataset.trigger_word else ""
+    config = run.config
+    return [
+        *(f"left out: {problem}" for problem in dataset.skipped),
+        f"pictures:   {pictures}, {len(set(dataset.captions))} captions{word}",
+        f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
+        f"adapter:    {len(run.trainable.branches)} layers, rank {config.adapter.rank}, {count:,} parameters",
+        f"run:        {config.steps} steps of batch {config.batch_size}"
+        f"{f' x {config.optimizer.accumulation}' if config.optimizer.accumulation > 1 else ''},"
+        f" learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
+    ]
+
+
+def train_with_bar(run: Run, output: Path, *, resume: bool = False, dtype: torch.dtype = torch.float16) -> Outcome:
+    """Train to the file with a progress bar that shows loss, learning rate and remaining time.
+
+    A KeyboardInterrupt goes on with the name of the file that holds what was trained; a run that diverges or does not
+    fit into memory raises InputError.
+    """
+    bar = _bar(run.config.steps, "training", "step")
+    shown: list[float] = []
+
+    def on_step(step: Step) -> None:
+        bar.update(step.step - bar.n)
+        if step.dropped:
+            bar.write(f"step {step.step} was dropped: {step.dropped}", file=sys.stderr)
+        else:
+            shown.append(step.loss)
+        recent = shown[-20:]
+        loss = sum(recent) / len(recent) if recent else float("nan")
+        bar.set_postfix_str(f"loss {loss:.4f}, lr {step.learning_rate:.2g}", refresh=False)
+
+    try:
+        return train_to_file(run, output, metadata={}, resume=resume, dtype=dtype, on_step=on_step)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_where(run, output)) from interrupt
+    except TrainingDiverged as error:
+        raise InputError(f"training diverged: {error}") from error
+    except torch.OutOfMemoryError as error:
+        advice = "a smaller --batch-size or --resolution, --gradient-checkpointing, or --base-dtype fp16"
+        raise InputError(f"the device has too little memory for this run; use {advice}") from error
+    finally:
+        bar.close()
+
+
+def _where(run: Run, output: Path) -> str:
+    if run.step == 0:
+        return "no step was done yet, so there is nothing to keep"
+    path = stopped_path(output, run.step).resolve()
+    return f"the adapter after step {run.step} is {path}; the same command with --resume goes on"
+
+
+def _bar(total: int, what: str, unit: str) -> Any:
+    # a log file gets a line every ten seconds in place of an animation
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=what, unit=unit, mininterval=pause, dynamic_ncols=True, file=sys.stderr)

@@ -19,7 +19,7 @@ from . import spectral
 from .atomic import write_atomic
 from .errors import InputError
 from .factors import canonical_layers, singular_values, stored_factors
-from .keys import canonical_stem, foreign_kind, guess_architecture, is_dotted, parse_key
+from .keys import canonical_stem, foreign_layer, guess_architecture, is_dotted, parse_key
 from .spectral import SVD
 
 __all__ = ["FORMAT_VERSION", "Adapter", "Layer", "read_adapter", "read_metadata", "write_adapter"]
@@ -163,14 +163,15 @@ def _group(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name = parse_key(key)
-        if name is None or not tensor.is_floating_point():
-            foreign.setdefault(foreign_kind(key), []).append(key)
+        if name is None or not (tensor.is_floating_point() or name.part == "alpha"):  # some tools write it as integer
+            kind, layer = foreign_layer(key)
+            foreign.setdefault(kind, []).append(layer)
         elif name.part in parts.setdefault(name.stem, {}):
             raise InputError(f"{path}: layer {name.stem} is there twice; give a file with one adapter")
         else:
             parts[name.stem][name.part] = tensor
     if foreign:
-        found = "; ".join(f"{kind} in {_some(_layer_names(keys))}" for kind, keys in sorted(foreign.items()))
+        found = "; ".join(f"{kind} in {_some(dict.fromkeys(layers))}" for kind, layers in sorted(foreign.items()))
         raise InputError(f"{path} is not a plain LoRA: it holds {found}; only LoRA (up, down, alpha) can be used here")
     if not parts:
         raise InputError(f"{path} holds no tensors; give a LoRA file")
@@ -179,11 +180,6 @@ def _group(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
         if without:
             raise InputError(f"{path}: no {wanted} for {_some(without)}; the file is incomplete: get it again")
     return parts
-
-
-def _layer_names(keys: Iterable[str]) -> list[str]:
-    """Keys without their last words, each layer once."""
-    return list(dict.fromkeys(key.removesuffix(".weight").rpartition(".")[0] or key for key in keys))
 
 
 def _canonical_stems(path: Path, parts: Iterable[str], architecture: str) -> dict[str, str]:

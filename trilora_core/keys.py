@@ -16,7 +16,7 @@ __all__ = [
     "TensorName",
     "canonical_stem",
     "diffusers_modules_by_stem",
-    "foreign_kind",
+    "foreign_layer",
     "guess_architecture",
     "is_dotted",
     "parse_key",
@@ -44,6 +44,10 @@ _PART_ENDINGS: tuple[tuple[re.Pattern[str], dict[str, str]], ...] = (
 )
 
 _FOREIGN_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"^(model|first_stage_model|cond_stage_model|conditioner|vae|decoder|encoder)\."),
+        "base model weights",
+    ),
     (re.compile(r"\.hada_[wt]\d"), "LoHa"),
     (re.compile(r"\.lokr_[wt]\d"), "LoKr"),
     (re.compile(r"\.(dora_scale|lora_magnitude_vector)(\.|$)"), "DoRA"),
@@ -106,9 +110,13 @@ def parse_key(key: str) -> TensorName | None:
     return None
 
 
-def foreign_kind(key: str) -> str:
-    """Name the kind of adapter that a tensor key belongs to when it is not a plain LoRA ("unknown tensor" else)."""
-    return next((kind for pattern, kind in _FOREIGN_KINDS if pattern.search(key)), "unknown tensor")
+def foreign_layer(key: str) -> tuple[str, str]:
+    """(kind, layer) of a tensor that is no part of a plain LoRA, such as ("LoHa", "lora_unet_mid_block_…")."""
+    for pattern, kind in _FOREIGN_KINDS:
+        match = pattern.search(key)
+        if match:
+            return kind, key[: match.start()] or key
+    return "unknown tensors", key
 
 
 def is_dotted(stem: str) -> bool:

@@ -1,0 +1,116 @@
+"""Load a Stable Diffusion 1.5 or SDXL pipeline from disk, without network: a diffusers folder or one .safetensors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .backend_diffusers_single import write_config_folder
+from .errors import InputError
+
+__all__ = ["PIPELINES", "load_pipeline"]
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# What diffusers, transformers and safetensors raise for files that are missing, damaged or of another shape.
+_LOAD_ERRORS = (OSError, ValueError, KeyError, AttributeError, RuntimeError)
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Load a diffusers pipeline from a folder or a single .safetensors file, and never ask the network.
+
+    `config`: for a single file of an unusual shape, a diffusers folder whose configuration and tokenizer it shares.
+    `device` None is CUDA where there is one; `dtype` None is float16 there and float32 elsewhere.
+    Raises InputError when the path is missing, is no model, is a pickle, or is another kind of model.
+    """
+    path = Path(path).expanduser()
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
+    if path.is_dir():
+        pipe = _load_folder(path, kind)
+    elif path.is_file():
+        pipe = _load_file(path, None if config is None else Path(config).expanduser(), kind)
+    else:
+        raise InputError(
+            f"model {path} does not exist; models are read from disk only: "
+            "give a diffusers folder or a .safetensors file"
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place, kind)
+
+
+def _load_folder(path: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    name = _pipeline_name(path)
+    absent = {} if name.endswith("XLPipeline") else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        return getattr(diffusers, name).from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, variant=_variant(path), dtype=dtype, **absent
+        )
+    except _LOAD_ERRORS as error:
+        raise _cannot_load(path, error, "copy the folder again, with every file in .safetensors form") from error
+
+
+def _load_file(path: Path, config: Path | None, dtype: torch.dtype) -> Any:
+    if path.suffix.lower() in _PICKLES:
+        raise InputError(f"model {path} is a pickle, which may run code when it is opened; give a .safetensors file")
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(f"model {path} is no model; give a diffusers folder or a .safetensors file")
+    if config is not None:
+        return _from_single_file(path, config, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        write_config_folder(path, Path(folder))
+        return _from_single_file(path, Path(folder), dtype)
+
+
+def _from_single_file(path: Path, config: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    name = _pipeline_name(config)
+    try:
+        return getattr(diffusers, name).from_single_file(
+            str(path), config=str(config), local_files_only=True, dtype=dtype
+        )
+    except _LOAD_ERRORS as error:
+        advice = "if the model has an unusual shape, save it as a diffusers folder and give that"
+        raise _cannot_load(path, error, advice) from error
+
+
+def _pipeline_name(folder: Path) -> str:
+    """The pipeline class that a diffusers folder names."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"folder {folder} has no model_index.json; give a diffusers folder or a .safetensors file")
+    try:
+        name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{index} is not valid ({error}); copy the folder again") from error
+    if name not in PIPELINES:
+        raise InputError(f"folder {folder} holds a {name}; known: {', '.join(PIPELINES)}")
+    return name
+
+
+def _variant(folder: Path) -> str | None:
+    """ "fp16" where a folder holds its weights only under that name."""
+    names = [file.name for file in (folder / "unet").glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def _cannot_load(path: Path, error: BaseException, advice: str) -> InputError:
+    return InputError(f"model {path} cannot be loaded ({_first_line(str(error).splitlines())}); {advice}")
+
+
+def _first_line(lines: Iterable[str]) -> str:
+    return next((line.strip().rstrip(".")[:200] for line in lines if line.strip()), "no reason given")

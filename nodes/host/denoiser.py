@@ -75,7 +75,7 @@ class HostDenoiser:
         return (denoised - skip * noisy) / gain, (clean - skip * noisy) / gain
 
     def _denoised(self, noisy: Tensor, sigmas: Tensor, cond: Sequence[Any]) -> Tensor:
-        """The clean latents that the model believes in; conditions of unlike length run apart and come back in order."""
+        """The clean latents that the model believes in; unlike lengths run apart, then go back in order."""
         encoded = [self._model_conds(entry, noisy[i : i + 1]) for i, entry in enumerate(cond)]
         groups = _groups(encoded)
         if len(groups) == 1:
@@ -104,8 +104,8 @@ class HostDenoiser:
         wanted = self.model.latent_format.latent_channels
         if latents.ndim != 4 or latents.shape[1] != wanted:
             raise InputError(
-                f"latents of shape {tuple(latents.shape)} do not fit this model, which wants (pictures, {wanted}, h, w):"
-                " make the data set with the VAE that belongs to the model"
+                f"latents of shape {tuple(latents.shape)} do not fit this model, which wants (pictures, {wanted}, h,"
+                " w): make the data set with the VAE that belongs to the model"
             )
         if len(cond) != latents.shape[0]:
             raise InputError(f"{latents.shape[0]} latents came with {len(cond)} conditions; give one for each")

@@ -1,4 +1,4 @@
-"""What the host's model is: its architecture, its layers by the names of files, its blocks, its name and fingerprint."""
+"""What the host's model is: architecture, layers by the names of files, blocks, name and fingerprint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import comfy.model_base
 import comfy.utils
-import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
@@ -115,14 +114,16 @@ def detect(model: Any) -> Architecture:
 
 
 def targets(patcher: Any) -> dict[str, Target]:
-    """The attention linears of the denoiser by canonical stem; with W0 where patches hide it."""
+    """The attention linears of the denoiser by canonical stem, in the order of its modules."""
     model = patcher.model
     found: dict[str, Target] = {}
     for stem, (path, rows) in detect(model).layers(model):
         module = _submodule(model.diffusion_model, path)
         if module is not None:
             found[stem] = Target(module, rows, _hidden_weight(patcher, f"diffusion_model.{path}.weight"))
-    return found
+    # the host builds its maps from sets of strings, whose order changes from one process to the next
+    order = {id(module): index for index, module in enumerate(model.diffusion_model.modules())}
+    return dict(sorted(found.items(), key=lambda item: (order[id(item[1].module)], item[1].rows or (0, 0))))
 
 
 def blocks(model: Any) -> list[nn.Module]:
@@ -149,7 +150,7 @@ def fingerprint(patcher: Any) -> str:
 
 
 def fingerprint_modules(weights: Any) -> str:
-    """SHA-256 over names, shapes and SAMPLES evenly strided values of each (name, weight), rounded to half precision."""
+    """SHA-256 over names, shapes and SAMPLES evenly strided values of each (name, weight), in half precision."""
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
@@ -189,6 +190,6 @@ def _check_inputs(model: Any) -> None:
     wanted, given = model.latent_format.latent_channels, model.model_config.unet_config.get("in_channels")
     if model.concat_keys or given != wanted:
         raise InputError(
-            f"this model takes {given} channels where a text-to-image model takes {wanted}: it is an inpainting, edit or"
-            " control model, which cannot be trained here; give the plain model"
+            f"this model takes {given} channels where a text-to-image model takes {wanted}: it is an inpainting, edit"
+            " or control model, which cannot be trained here; give the plain model"
         )

@@ -34,7 +34,7 @@ def trainable_patcher(patcher: Any) -> Any:
         return patcher.get_non_dynamic_delegate()
     except RuntimeError as error:
         raise InputError(
-            f"this model's weights are paged in and out by the host, which cannot hold it whole ({error}); load it with a"
+            f"the host pages this model's weights in and out and cannot make a whole copy ({error}); load it with a"
             " checkpoint or diffusion model loader, or start the host with --disable-dynamic-vram"
         ) from error
 
@@ -63,8 +63,8 @@ def _load(patcher: Any) -> None:
         comfy.model_management.load_models_gpu([patcher], memory_required=EVERYTHING, force_full_load=True)
     if getattr(patcher.model, "model_lowvram", False):
         raise InputError(
-            "the host keeps a part of this model off the device (--novram or too little memory); training needs all of it"
-            " there: free memory, or use a smaller or quantised model"
+            "the host keeps a part of this model off the device (--novram or too little memory); training needs all of"
+            " it there: free memory, or use a smaller or quantised model"
         )
 
 
@@ -95,7 +95,7 @@ def _running(patcher: Any) -> Iterator[None]:
 
 @contextmanager
 def _normal_tensors(model: nn.Module) -> Iterator[None]:
-    """Replace weights and buffers of inference mode by normal tensors over the same memory; freeze what is not frozen."""
+    """Replace weights and buffers of inference mode by normal tensors over the same memory; freeze the others."""
     replaced = [_replace(owner, name) for owner, name in _inference_tensors(model)]
     unfrozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in unfrozen:

@@ -32,4 +32,5 @@ def dense(layer: Layer) -> Tensor:
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Relative Frobenius error."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())

@@ -8,6 +8,8 @@ from trilora_core import keys
 from trilora_core.keys import canonical_stem, guess_architecture, parse_key, stem_of_diffusers_module
 
 BLOCK = "transformer_blocks_0_attn1_to_q"
+TEXT = "text_encoder.text_model.encoder.layers.0"
+TE = "te_text_model_encoder_layers_0"
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,8 @@ def test_blocks_are_respelled_both_ways(diffusers, sgm):
 @pytest.mark.parametrize(
     ("raw", "architecture", "stem"),
     [
-        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", "sd15", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"),
-        ("text_encoder.text_model.encoder.layers.0.self_attn.to_out", "sd15", "lora_te_text_model_encoder_layers_0_self_attn_out_proj"),
+        (f"{TEXT}.self_attn.q_proj", "sd15", f"lora_{TE}_self_attn_q_proj"),
+        (f"{TEXT}.self_attn.to_out", "sd15", f"lora_{TE}_self_attn_out_proj"),
         ("text_encoder.text_model.encoder.layers.0.mlp.fc1", "sdxl", "lora_te1_text_model_encoder_layers_0_mlp_fc1"),
         ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", "sdxl", "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "sd15", "lora_te_text_model_encoder_layers_0_mlp_fc1"),

@@ -73,7 +73,10 @@ def _check_request(adapters: Sequence[Adapter], weights: Sequence[float], method
 def _common_architecture(adapters: Sequence[Adapter]) -> str:
     """The architecture of all; those that do not tell it take that of the others."""
     told = [(architecture_of(adapter), _name(adapter, index)) for index, adapter in enumerate(adapters)]
-    known = {architecture: name for architecture, name in reversed(told) if architecture}
+    known: dict[str, str] = {}
+    for architecture, name in told:
+        if architecture:
+            known.setdefault(architecture, name)
     if len(known) > 1:
         found = ", ".join(f"{name} is for {architecture}" for architecture, name in known.items())
         raise InputError(f"{found}: adapters of different models cannot be merged; choose adapters for one base model")
@@ -84,12 +87,16 @@ def _common_architecture(adapters: Sequence[Adapter]) -> str:
 
 
 def _check_shapes(stem: str, layers: Sequence[Layer]) -> None:
-    shapes = [(layer.svd.u.shape[0], layer.svd.vh.shape[1]) for layer in layers]
-    # A 1x1 convolution and a linear layer have the same weights: files for one model differ in which they write.
-    kernels = {layer.kernel if math.prod(layer.kernel) > 1 else () for layer in layers}
-    if len(set(shapes)) > 1 or len(kernels) > 1:
-        found = " and ".join(f"{out} x {into}" for out, into in shapes)
+    shapes = [_shape(layer) for layer in layers]
+    if len(set(shapes)) > 1:
+        found = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
         raise InputError(f"layer {stem} is {found} in these adapters; choose adapters for one base model")
+
+
+def _shape(layer: Layer) -> tuple[int, ...]:
+    """(out, in) of Linear, (out, in, kh, kw) of Conv; a 1x1 convolution counts as Linear: files differ in it."""
+    kernel = layer.kernel if math.prod(layer.kernel) > 1 else ()
+    return (layer.svd.u.shape[0], layer.svd.vh.shape[1] // math.prod(kernel), *kernel)
 
 
 def _metadata(

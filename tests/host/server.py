@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import socket
 import subprocess
 import time
 import urllib.error
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .client import Client
-from .discovery import PACK, Host
+from .discovery import CACHE, PACK, Host
 from .in_process import make_base_directory
 from .models import sd15_clip_checkpoint, write_pictures
 
 CHECKPOINT = "sd15.safetensors"  # SD1.5 class with CLIP-L and VAE, for CheckpointLoaderSimple
 PICTURES = "pictures"  # folder below input/ with four captioned pictures of 128 pixels
 PACK_NAME = "trilora"  # the pack's folder in custom_nodes
+# ComfyUI 0.3.64 imports requests without requiring it: transformers brought it until version 5. What the host lacks of
+# these is lent from the interpreter that runs the tests, so that nothing has to be installed into the host.
+_LENT = ("requests", "urllib3", "certifi", "idna", "charset_normalizer")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def fill_base_directory(base: Path) -> Path:
     return base
 
 
-@contextmanager
+@contextlib.contextmanager
 def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Server]:
     """Fill the empty folder `base`, start the host on it, and stop it afterwards; AssertionError with its log."""
     fill_base_directory(base)
@@ -65,7 +69,7 @@ def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Serv
     started = time.monotonic()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=base, env=host.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=base, env=_environment(host), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             client = Client(f"http://127.0.0.1:{port}")
@@ -78,6 +82,25 @@ def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Serv
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
+
+
+def _environment(host: Host) -> dict[str, str]:
+    """The host's environment, with a folder of lent packages on its path if it lacks any."""
+    environment = host.environment()
+    probe = f"import importlib.util as u; print(*(n for n in {_LENT!r} if u.find_spec(n) is None))"
+    lacking = subprocess.run(
+        [str(host.python), "-c", probe], env=environment, capture_output=True, text=True, check=True
+    )
+    for name in lacking.stdout.split():
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            link = CACHE / "lent" / host.name / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):
+                link.symlink_to(Path(spec.origin).parent, target_is_directory=True)
+            environment["PYTHONPATH"] = str(link.parent)
+    return environment
 
 
 def _free_port() -> int:

@@ -1,0 +1,82 @@
+"""ComfyUI starts with the pack, and offers its nodes under the names that saved workflows hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .server import Server
+
+# Inputs in order, as saved: (required, optional). Widgets are positional in a saved workflow, so that this order is
+# for ever; a new one goes to the end of its node's optional inputs.
+INPUTS: dict[str, tuple[list[str], list[str]]] = {
+    "TriLoRADataset": (["folder", "clip", "vae", "resolution", "trigger_word"], ["skip_unreadable"]),
+    "TriLoRADatasetFromImages": (["images", "clip", "vae", "captions", "trigger_word"], ["resolution"]),
+    "TrainTriLoRA": (
+        ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
+        ["options", "start_from"],
+    ),
+    "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], []),
+    "LoadTriLoRA": (["lora_name"], []),
+    "ApplyTriLoRA": (["model", "trilora", "strength"], ["clip", "strength_clip"]),
+    "MergeTriLoRA": (["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"], []),
+}
+OUTPUTS = {
+    "TriLoRADataset": ["dataset"],
+    "TriLoRADatasetFromImages": ["dataset"],
+    "TriLoRAOptimizerOptions": ["options"],
+    "TrainTriLoRA": ["trilora", "model", "loss"],
+    "SaveTriLoRA": [],
+    "LoadTriLoRA": ["trilora"],
+    "ApplyTriLoRA": ["model", "clip"],
+    "MergeTriLoRA": ["trilora"],
+}
+OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA"}
+
+
+@pytest.fixture(scope="module")
+def info(server: Server) -> dict[str, Any]:
+    return server.client.object_info()
+
+
+def test_log_names_no_failure(server: Server) -> None:
+    log = server.log()
+    assert "IMPORT FAILED" not in log, log
+    assert "Traceback" not in log, log
+
+
+def test_all_nodes_are_there(info: dict[str, Any]) -> None:
+    ours = {name for name, node in info.items() if node["category"].startswith("TriLoRA")}
+    assert ours >= set(OUTPUTS)
+
+
+@pytest.mark.parametrize("node", INPUTS)
+def test_input_order(info: dict[str, Any], node: str) -> None:
+    order = info[node]["input_order"]
+    assert (order["required"], order.get("optional", [])) == INPUTS[node]
+
+
+@pytest.mark.parametrize("node", OUTPUTS)
+def test_outputs(info: dict[str, Any], node: str) -> None:
+    assert info[node]["output_name"] == OUTPUTS[node]
+    assert info[node]["output_node"] == (node in OUTPUT_NODES)
+
+
+def test_seed_stays(info: dict[str, Any]) -> None:
+    """Else every press of Queue trains anew."""
+    seed = info["TrainTriLoRA"]["input"]["required"]["seed"]
+    assert not seed[1].get("control_after_generate")
+
+
+def test_pictures_are_offered(info: dict[str, Any], server: Server) -> None:
+    folder = info["TriLoRADataset"]["input"]["required"]["folder"]
+    options = folder[1]["options"] if folder[0] == "COMBO" else folder[0]
+    assert "pictures" in options
+
+
+def test_every_input_is_explained(info: dict[str, Any]) -> None:
+    for node in OUTPUTS:
+        for group in ("required", "optional"):
+            for name, spec in info[node]["input"].get(group, {}).items():
+                assert len(spec) > 1 and spec[1].get("tooltip"), f"{node}.{name} has no tooltip"

@@ -17,7 +17,7 @@ from ..data import Dataset, list_pictures, load_folder
 from ..errors import InputError
 from ..metadata import rank_summary
 from ..plots import plot_losses
-from ..session import Outcome, find_finished, stopped_path, train_to_file
+from ..session import Outcome, find_finished, train_to_file
 from ..train import Run, Step, TrainingDiverged
 from .base import choose_device, describe_device, load_base, own_resolution
 from .parser import Arguments, OneLineParser, add_device
@@ -140,6 +140,7 @@ def train_with_bar(run: Run, output: Path, *, resume: bool = False, dtype: torch
     """
     bar = _bar(run.config.steps, "training", "step")
     shown: list[float] = []
+    kept: list[Path] = []
 
     def on_step(step: Step) -> None:
         bar.update(step.step - bar.n)
@@ -152,9 +153,11 @@ def train_with_bar(run: Run, output: Path, *, resume: bool = False, dtype: torch
         bar.set_postfix_str(f"loss {loss:.4f}, lr {step.learning_rate:.2g}", refresh=False)
 
     try:
-        return train_to_file(run, output, metadata={}, resume=resume, dtype=dtype, on_step=on_step)
+        return train_to_file(
+            run, output, metadata={}, resume=resume, dtype=dtype, on_step=on_step, on_stopped=kept.append
+        )
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_where(run, output)) from interrupt
+        raise KeyboardInterrupt(_where(run, kept)) from interrupt
     except TrainingDiverged as error:
         raise InputError(f"training diverged: {error}") from error
     except torch.OutOfMemoryError as error:
@@ -164,11 +167,10 @@ def train_with_bar(run: Run, output: Path, *, resume: bool = False, dtype: torch
         bar.close()
 
 
-def _where(run: Run, output: Path) -> str:
-    if run.step == 0:
+def _where(run: Run, kept: list[Path]) -> str:
+    if not kept:
         return "no step was done yet, so there is nothing to keep"
-    path = stopped_path(output, run.step).resolve()
-    return f"the adapter after step {run.step} is {path}; the same command with --resume goes on"
+    return f"the adapter after step {run.step} is {kept[0].resolve()}; the same command with --resume goes on"
 
 
 def _bar(total: int, what: str, unit: str) -> Any:

@@ -1,0 +1,74 @@
+"""The command line as a whole: verbs, help, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trilora_core.__main__ import main
+from trilora_core.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OPTIONS = {
+    "train": """--config --model --output --data --resolution --trigger-word --skip-unreadable --rank --rank-cap --alpha
+        --init --method --companion-rank --lr --optimizer --weight-decay --schedule --warmup-steps --clip-norm
+        --accumulation --steps --batch-size --seed --precision --gradient-checkpointing --save-every --resume --dtype
+        --plot --device --base-dtype""",
+    "apply": """--model --adapter --output --prompt --strength --seed --negative --steps --guidance --resolution
+        --device --base-dtype""",
+    "merge": "--weights --method --rank --dtype --output",
+    "inspect": "--json --layers --plot",
+    "demo": "--output --steps --seed",
+}
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_the_overview_names_every_verb(argv, capsys):
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    for verb, summary in VERBS.items():
+        assert f"{verb} " in text and summary in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_names_every_option_and_gives_examples(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    for option in OPTIONS[verb].split():
+        assert f"{option} " in text or f"{option}\n" in text, option
+    assert f"python -m trilora_core {verb}" in text.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fly"], "error: there is no verb 'fly'; known: train, apply, merge, inspect, demo"),
+        (["inspect"], "the following arguments are required: FILE"),
+        (["inspect", "a.safetensors", "--colour"], "unrecognized arguments: --colour"),
+        (["merge", "a", "--rank", "two", "--output", "b"], "argument --rank: 'two' is not a whole number"),
+        (["merge", "a", "--method", "max", "--output", "b"], "invalid choice: 'max'"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_code_2(argv, message, capsys):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_as_a_module_from_the_root_of_a_clone():
+    done = subprocess.run(
+        [sys.executable, "-m", "trilora_core", "inspect", "missing.safetensors"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: missing.safetensors does not exist; check the name and the folder\n"

@@ -1,0 +1,146 @@
+"""The verbs that only read and write adapter files: merge and inspect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from trilora_core import spectral
+from trilora_core.__main__ import main
+from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
+
+STEMS = [
+    f"lora_unet_{place}_attentions_0_transformer_blocks_0_attn{n}_to_{kind}"
+    for place in ("down_blocks_0", "up_blocks_1")
+    for n in (1, 2)
+    for kind in ("q", "v")
+]
+
+
+def dense(layer: Layer) -> torch.Tensor:
+    return layer.svd.u @ torch.diag(layer.svd.s) @ layer.svd.vh
+
+
+@pytest.fixture
+def make_file(tmp_path):
+    def make(name: str, seed: int, rank: int = 3, metadata: Mapping[str, str] = MappingProxyType({})):
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for stem in STEMS:
+            width = 768 if "attn2" in stem and stem.endswith("v") else 12  # the caption's width, which tells SD 1.5
+            up, down = torch.randn(12, rank, generator=generator), torch.randn(rank, width, generator=generator)
+            layers[stem] = Layer(spectral.canonical(up, down))
+        path = tmp_path / f"{name}.safetensors"
+        told = {"modelspec.title": name, "trilora.architecture": "sd15", **metadata}
+        write_adapter(path, Adapter(layers, told), dtype=torch.float32)
+        return path
+
+    return make
+
+
+def test_merge_is_the_weighted_sum(make_file, tmp_path, capsys):
+    a, b, out = make_file("a", 1), make_file("b", 2), tmp_path / "out.safetensors"
+    argv = ["merge", str(a), str(b), "--weights", "0.7", "-0.5", "--method", "sum", "--rank", "0"]
+    assert main([*argv, "--dtype", "fp32", "--output", str(out)]) == 0
+    first, second, merged = read_adapter(a), read_adapter(b), read_adapter(out)
+    for stem in STEMS:
+        wanted = 0.7 * dense(first.layers[stem]) - 0.5 * dense(second.layers[stem])
+        assert torch.allclose(dense(merged.layers[stem]), wanted, atol=1e-4)
+    text = capsys.readouterr().out
+    assert f"{len(STEMS)} layers are in more than one file, 0 in one only" in text
+    assert str(out.resolve()) in text
+
+
+def test_merge_of_three_at_a_rank_says_what_it_kept(make_file, tmp_path, capsys):
+    files = [str(make_file(name, seed)) for seed, name in enumerate("abc")]
+    out = tmp_path / "out.safetensors"
+    assert main(["merge", *files, "--rank", "4", "--output", str(out)]) == 0
+    assert {len(layer.svd.s) for layer in read_adapter(out).layers.values()} == {4}
+    assert "of the energy at rank 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--weights", "1"], "2 files and 1 weights; give one weight for each file"),
+        (["--weights", "1", "nan"], "wanted finite numbers"),
+        (["--rank", "-1"], "rank is -1; wanted 0"),
+    ],
+)
+def test_merge_refuses(make_file, tmp_path, capsys, extra, message):
+    out = tmp_path / "out.safetensors"
+    assert main(["merge", str(make_file("a", 1)), str(make_file("b", 2)), *extra, "--output", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_output_must_be_a_safetensors_file(make_file, tmp_path, capsys):
+    assert main(["merge", str(make_file("a", 1)), "--output", str(tmp_path / "out.ckpt")]) == 2
+    assert "does not end in .safetensors; name the file out.safetensors" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_named(make_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    assert main(["merge", str(make_file("a", 1)), "--output", str(tmp_path / "file" / "out.safetensors")]) == 2
+    assert "choose a folder that you can write to" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_a_person_asks(make_file, capsys):
+    told = {"modelspec.trigger_phrase": "zorblin style", "trilora.base_name": "small base"}
+    path = make_file("style", 1, metadata=told)
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    for wanted in ("sd15", "small base", "rank 3", "in 8 layers", "zorblin style", "down 0", "up 1", "energy"):
+        assert wanted in text, wanted
+
+
+def test_inspect_lists_every_layer_when_asked(make_file, capsys):
+    assert main(["inspect", str(make_file("style", 1)), "--layers"]) == 0
+    assert "down 0.0 block 0 attn1 q" in capsys.readouterr().out
+
+
+def test_inspect_as_json_holds_the_singular_values(make_file, capsys):
+    path = make_file("style", 1)
+    assert main(["inspect", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["layer_count"] == len(STEMS)
+    found = torch.tensor(told["layers"][STEMS[0]]["singular_values"])
+    assert torch.allclose(found, read_adapter(path).layers[STEMS[0]].svd.s)
+    assert told["energy"] == pytest.approx(sum(layer["energy"] for layer in told["layers"].values()))
+
+
+def test_inspect_reads_a_foreign_lora(tmp_path, capsys):
+    path = tmp_path / "foreign.safetensors"
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{stem}.lora_down.weight": torch.eye(2, 8), f"{stem}.lora_up.weight": torch.eye(8, 2)}, path)
+    assert main(["inspect", str(path)]) == 0
+    assert "rank 2" in capsys.readouterr().out
+
+
+def test_inspect_draws_the_spectrum(make_file, tmp_path, capsys):
+    picture = tmp_path / "spectrum.png"
+    assert main(["inspect", str(make_file("style", 1)), "--plot", str(picture)]) == 0
+    with Image.open(picture) as drawn:
+        assert drawn.width > 600
+    assert str(picture.resolve()) in capsys.readouterr().out
+
+
+def test_a_truncated_file_is_named(make_file, capsys):
+    path = make_file("style", 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main(["inspect", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error
+
+
+def test_a_pickle_is_never_opened(tmp_path, capsys):
+    path = tmp_path / "style.safetensors"
+    torch.save({"a": torch.zeros(2)}, path)
+    assert main(["inspect", str(path)]) == 2
+    assert "pickle" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+"""train and apply on a tiny random pipeline: from pictures to a file to a changed picture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from tests.tiny_pipeline import write_pictures, write_pipeline
+from trilora_core.__main__ import main
+from trilora_core.cli import train as train_verb
+from trilora_core.fileformat import read_adapter, read_metadata
+from trilora_core.metadata import trigger_words
+
+pytest.importorskip("diffusers")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_pipeline(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def trained(base, pictures, tmp_path_factory):
+    """An adapter that is trained hard enough to change a picture."""
+    path = tmp_path_factory.mktemp("out") / "style.safetensors"
+    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(path), "--rank", "4"]
+    assert main([*argv, "--steps", "6", "--lr", "0.05", "--trigger-word", "zorb", "--dtype", "fp32"]) == 0
+    return path
+
+
+def few(base, pictures, output, *extra) -> list[str]:
+    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--rank", "2"]
+    return [*argv, "--steps", "2", "--lr", "0.01", *extra]
+
+
+def test_train_writes_an_adapter_with_its_history(trained):
+    adapter = read_adapter(trained)
+    assert len(adapter.layers) == 32  # four attention blocks, self and cross, q k v out
+    assert any(layer.svd.s[0] > 1e-3 for layer in adapter.layers.values())
+    assert adapter.metadata["ss_steps"] == "6"
+    assert trigger_words(adapter) == ("zorb",)
+    assert adapter.metadata["ss_resolution"] == "(16, 16)", "the model's own size, because none was asked for"
+
+
+def test_train_reports_what_it_does(base, pictures, tmp_path, capsys):
+    output, plot = tmp_path / "new" / "style.safetensors", tmp_path / "loss.png"
+    assert main(few(base, pictures, output, "--plot", str(plot), "--batch-size", "2")) == 0
+    text = capsys.readouterr().out
+    for wanted in ("3 pictures at 16 x 16", "base (sd15) on c", "32 layers, rank 2", "2 steps of batch 2"):
+        assert wanted in text, wanted
+    assert str(output.resolve()) in text and str(plot.resolve()) in text
+    assert output.is_file() and plot.is_file()
+
+
+def test_same_seed_same_tensors(base, pictures, tmp_path):
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path in files:
+        assert main(few(base, pictures, path)) == 0
+    first, second = (read_metadata(path)["sshs_model_hash"] for path in files)
+    assert first == second
+    other = tmp_path / "c.safetensors"
+    assert main(few(base, pictures, other, "--seed", "1")) == 0
+    assert read_metadata(other)["sshs_model_hash"] != first
+
+
+def test_a_toml_file_gives_options_and_flags_win(base, pictures, tmp_path, capsys):
+    config, output = tmp_path / "run.toml", tmp_path / "style.safetensors"
+    lines = [
+        f"model = '{base}'",
+        f"output = '{output}'",
+        "steps = 5",
+        "[data]",
+        f"folder = '{pictures}'",
+        "resolution = 24",
+        "[adapter]",
+        'rank = "energy:0.5"',
+        "[optimizer]",
+        "learning_rate = 1e-3",
+    ]
+    config.write_text("\n".join(lines), encoding="utf-8")
+    assert main(["train", "--config", str(config), "--steps", "1"]) == 0
+    told = read_metadata(output)
+    assert (told["ss_steps"], told["ss_learning_rate"], told["ss_resolution"]) == ("1", "0.001", "(24, 24)")
+    assert "rank energy:0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = ", "is not valid TOML"),
+        ("stepz = 3", "TrainConfig has no option stepz; known: adapter"),
+        ("steps = '3'", "steps is '3'; wanted int"),
+        ("optimizer = 3", "optimizer in the --config file is 3; wanted a table [optimizer]"),
+        ("model = 3", "model is 3; wanted a path in quotes"),
+    ],
+)
+def test_a_wrong_toml_file_is_explained(tmp_path, capsys, text, message):
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8")
+    argv = ["train", "--config", str(config), "--data", "d", "--output", "o.safetensors", "--lr", "1e-4"]
+    assert main(argv if text.startswith("model") else [*argv, "--model", "m"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--lr", "nan"], "learning_rate is nan; wanted a finite number above 0"),
+        (["--rank", "0"], "rank is 0; wanted a whole number from 1 up"),
+        (["--rank", "energy:2"], 'rank is "energy:2"'),
+        (["--steps", "0"], "steps is 0; wanted a whole number from 1 up"),
+        (["--device", "toaster"], "device is 'toaster'; wanted auto, cpu, cuda or cuda:1"),
+        (["--device", "cuda:99"], "device cuda:99 is not there"),
+        (["--resolution", "17"], "resolution is 17; this model needs a multiple of 2"),
+        (["--output", "style.ckpt"], "does not end in .safetensors"),
+        (["--model", "nowhere"], "model nowhere does not exist"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_train_refuses(base, pictures, tmp_path, capsys, extra, message):
+    assert main(few(base, pictures, tmp_path / "style.safetensors", *extra)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "style.safetensors").exists()
+
+
+def test_an_empty_folder_and_a_broken_picture_are_named(base, pictures, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(few(base, empty, tmp_path / "style.safetensors")) == 2
+    assert str(empty) in capsys.readouterr().err
+    broken = write_pictures(tmp_path / "broken")
+    (broken / "red.png").write_bytes(b"no picture")
+    assert main(few(base, broken, tmp_path / "style.safetensors")) == 2
+    assert "red.png" in capsys.readouterr().err
+    assert main(few(base, broken, tmp_path / "style.safetensors", "--skip-unreadable")) == 0
+    text = capsys.readouterr().out
+    assert "left out: " in text and "red.png" in text and "2 pictures" in text
+
+
+def test_an_interrupt_keeps_the_work_and_resume_goes_on(base, pictures, tmp_path, capsys, monkeypatch):
+    whole, output = tmp_path / "whole.safetensors", tmp_path / "style.safetensors"
+    argv = few(base, pictures, output, "--steps", "4")
+    assert main(few(base, pictures, whole, "--steps", "4")) == 0
+    real = train_verb.train_to_file
+
+    def interrupted(run, path, *, on_step, **rest):
+        def stop_at_2(step):
+            on_step(step)
+            if step.step == 2:
+                raise KeyboardInterrupt
+
+        return real(run, path, on_step=stop_at_2, **rest)
+
+    monkeypatch.setattr(train_verb, "train_to_file", interrupted)
+    assert main(argv) == 130
+    error = capsys.readouterr().err.splitlines()[-1]
+    kept = tmp_path / "style_stopped_at_00002.safetensors"
+    assert str(kept) in error and "--resume" in error
+    assert read_metadata(kept)["trilora.finished"] == "false"
+    monkeypatch.setattr(train_verb, "train_to_file", real)
+    assert main([*argv, "--resume"]) == 0
+    assert read_metadata(output)["sshs_model_hash"] == read_metadata(whole)["sshs_model_hash"]
+    capsys.readouterr()
+    assert main([*argv, "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_divergence_is_one_line(base, pictures, tmp_path, capsys):
+    argv = few(base, pictures, tmp_path / "style.safetensors", "--steps", "20", "--lr", "1e30")
+    assert main(argv) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and "diverged" in last
+
+
+def test_apply_changes_the_picture_and_strength_0_does_not(base, trained, tmp_path, capsys):
+    def draw(name: str, *extra: str) -> Image.Image:
+        argv = ["apply", "--model", str(base), "--adapter", str(trained), "--prompt", "a red square", "--seed", "3"]
+        path = tmp_path / f"{name}.png"
+        assert main([*argv, "--steps", "2", *extra, "--output", str(path)]) == 0
+        assert str(path.resolve()) in capsys.readouterr().out
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
+    off, again, full = draw("off", "--strength", "0"), draw("off2", "--strength", "0"), draw("on")
+    assert off.size == (16, 16)
+    assert ImageChops.difference(off, again).getbbox() is None
+    assert ImageChops.difference(off, full).getbbox() is not None
+
+
+def test_several_strengths_and_prompts_make_a_labelled_grid(base, trained, tmp_path):
+    path = tmp_path / "grid.png"
+    argv = ["apply", "--model", str(base), "--adapter", str(trained), "--prompt", "a red square", "a blue square"]
+    assert main([*argv, "--strength", "-1", "0", "1.5", "--steps", "1", "--output", str(path)]) == 0
+    with Image.open(path) as sheet:
+        assert sheet.width > 3 * 192 and sheet.height > 2 * 192
+
+
+def test_an_adapter_for_another_model_is_refused(base, tmp_path, capsys):
+    from trilora_core import spectral
+    from trilora_core.fileformat import Adapter, Layer, write_adapter
+
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    layer = Layer(spectral.canonical(torch.ones(320, 1), torch.ones(1, 320)))
+    path = tmp_path / "other.safetensors"
+    write_adapter(path, Adapter({stem: layer}, {}))
+    argv = ["apply", "--model", str(base), "--adapter", str(path), "--prompt", "x"]
+    assert main([*argv, "--output", str(tmp_path / "x.png")]) == 2
+    assert "apply it to the kind of model it was trained on" in capsys.readouterr().err

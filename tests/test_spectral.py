@@ -152,6 +152,14 @@ def test_squares_out_of_range_do_not_matter(size: float) -> None:
     torch.testing.assert_close(svd.s, 2 * canonical(up, down).s, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("sizes", [(1e-25, 1e-25, 1e30), (1e30, 1e-25, 1e-25), (1e-25, 1e30, 1e-25)])
+def test_partial_products_out_of_range_do_not_matter(sizes: tuple[float, float, float]) -> None:
+    up, down = factors(32, 24, 4, dtype=torch.float32)
+    sigma = torch.ones(4)
+    svd = canonical(up * sizes[0], down * sizes[1], sigma * sizes[2])
+    torch.testing.assert_close(svd.s * 1e20, canonical(up, down).s, rtol=1e-5, atol=0)
+
+
 def test_a_negative_scale_turns_the_right_side() -> None:
     up, down = factors(10, 8, 3)
     plus, minus = canonical(up, down, scale=1.0), canonical(up, down, scale=-1.0)
@@ -172,8 +180,9 @@ def test_no_gradient_flows_and_the_input_is_left_alone() -> None:
     up, down = factors(6, 5, 2)
     before = up.clone()
     svd = canonical(up.requires_grad_(), down)
-    assert not any(part.requires_grad for part in svd)
     assert torch.equal(up.detach(), before)
+    found = (*svd, *canonical_many({"a": (up, down)})["a"], top_singular_values(up, 2))
+    assert not any(part.requires_grad for part in found)
 
 
 def test_autocast_does_not_lower_the_precision() -> None:

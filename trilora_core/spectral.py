@@ -42,7 +42,6 @@ class SVD(NamedTuple):
     vh: Tensor
 
 
-@torch.no_grad()
 def canonical(up: Tensor, down: Tensor, sigma: Tensor | None = None, *, scale: float = 1.0) -> SVD:
     """Bring scale · up · diag(sigma) · down to its SVD through two QR decompositions and the SVD of their small core.
 
@@ -61,8 +60,9 @@ def canonical(up: Tensor, down: Tensor, sigma: Tensor | None = None, *, scale: f
         right, right_unit = _unit_range(_working(down, dtype), "down")
         middle, middle_unit = _unit_range(_working(sigma, dtype).unsqueeze(-1) * scale, "sigma")
         u, s, vh = _svd_of_product(left, middle * right)
-        s = s * (left_unit * right_unit * middle_unit).squeeze(-1)
-    return SVD(u.to(home), s.to(home), vh.to(home))
+        # In float64: the product of the units may fit float32 where that of two of them does not.
+        s = s * (left_unit.double() * right_unit.double() * middle_unit.double()).squeeze(-1)
+    return SVD(u.to(home), s.to(home, dtype), vh.to(home))
 
 
 def canonical_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
@@ -141,7 +141,6 @@ def effective_rank(s: Tensor) -> Tensor:
     return torch.where(total.squeeze(-1) > 0, entropy.exp(), torch.zeros_like(entropy))
 
 
-@torch.no_grad()
 def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> float:
     """How far two adapters of one layer use the same directions, from 0 (orthogonal, or one is zero) to 1.
 
@@ -196,7 +195,6 @@ _GRAM_FLOAT32_RANGE = 1e-4  # eigenvalues below this share of the largest need f
 _TEST_MATRIX_SEED = 2007
 
 
-@torch.no_grad()
 def top_singular_values(weight: Tensor, rank: int) -> Tensor:
     """The min(rank, out, in) largest singular values, descending, of weight (…, out, in): -> (…, rank).
 
@@ -283,7 +281,7 @@ def _canonical_batch(names: Sequence[str], factors: Mapping[str, tuple[Tensor, T
 
 
 def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
-    """SVD of left (…, out, r) · right (…, r, in), signs fixed.
+    """SVD of left (…, out, r) · right (…, r, in), signs fixed; s in float64.
 
     The small core and the two thin products are in float64: they cost nothing, and TF32 cannot touch them.
     """
@@ -293,7 +291,7 @@ def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
     u, vh = (left_basis @ core_u).to(left), (core_vh @ right_basis.mT).to(left)
     largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
-    return SVD(u * sign, s.to(left), sign.mT * vh)
+    return SVD(u * sign, s, sign.mT * vh)
 
 
 def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:

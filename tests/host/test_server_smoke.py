@@ -13,6 +13,24 @@ from .server import Server
 INPUTS: dict[str, tuple[list[str], list[str]]] = {
     "TriLoRADataset": (["folder", "clip", "vae", "resolution", "trigger_word"], ["skip_unreadable"]),
     "TriLoRADatasetFromImages": (["images", "clip", "vae", "captions", "trigger_word"], ["resolution"]),
+    "TriLoRAOptimizerOptions": (
+        [
+            "init",
+            "method",
+            "alpha",
+            "companion_rank",
+            "optimizer",
+            "schedule",
+            "warmup_steps",
+            "weight_decay",
+            "clip_norm",
+            "accumulation",
+            "precision",
+            "gradient_checkpointing",
+            "save_every",
+        ],
+        ["rank_energy", "options"],
+    ),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
         ["options", "start_from"],

@@ -38,9 +38,8 @@ def _measure(pack: Any, kind: str) -> dict[str, Any]:
         factors = {name: p.detach().clone() for name, p in adapter.named_parameters()}
         wanted = _reference(kind, targets, factors, adapter, batch, times)
         for name, context in (("plain", nullcontext), ("recomputed", lambda: bridge.recomputed(denoiser))):
-            with adapter.attach(targets), context():
-                with _counted(targets) as calls:
-                    got = _gradients(denoiser, adapter, batch, times)
+            with adapter.attach(targets), context(), _counted(targets) as calls:
+                got = _gradients(denoiser, adapter, batch, times)
             answer[name] = _difference(got, wanted)
             answer[f"{name}_calls"] = len(calls)
         with adapter.attach(targets), bridge.recomputed(denoiser):
@@ -232,7 +231,7 @@ def _taken(adapter: Any) -> dict[str, Tensor]:
 
 
 def _difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """The largest relative error of any factor's gradient; factors whose gradient is all but zero count against the mean."""
+    """The largest relative error of any gradient; those that are all but zero count against the mean."""
     assert got.keys() == wanted.keys()
     floor = 1e-3 * sum(value.norm() for value in wanted.values()) / len(wanted)
     return max(float((got[name] - value).norm() / value.norm().clamp(min=floor)) for name, value in wanted.items())

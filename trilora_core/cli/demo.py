@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -86,9 +87,8 @@ _RESULTS = {
 
 def held_out(prompt: str, dataset: Dataset) -> bool:
     """Whether the subject of a prompt is in none of the captions that were trained on."""
-    words = set(prompt.split())
-    subjects = [subject for subject in SUBJECTS if subject in words]
-    return all(subject not in caption.split() for subject in subjects for caption in dataset.captions)
+    subjects = SUBJECTS.keys() & set(re.findall(r"\w+", prompt))
+    return not any(subjects & set(re.findall(r"\w+", caption)) for caption in dataset.captions)
 
 
 def _config(steps: int, seed: int) -> TrainConfig:

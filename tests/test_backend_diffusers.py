@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import re
@@ -38,10 +39,10 @@ from trilora_core.backend_diffusers_apply import modules_by_stem
 from trilora_core.config import AdapterConfig, DataConfig, TrainConfig
 from trilora_core.data import load_folder
 from trilora_core.errors import InputError
-from trilora_core.fileformat import Adapter, Layer
+from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
 from trilora_core.recompute import checkpointed
 from trilora_core.spectral import SVD
-from trilora_core.train import Run, train
+from trilora_core.train import Denoiser, Previewer, Run, train
 
 MERGES = ["f o", "fo x</w>", "a t</w>"]
 WORDS = 512 + len(MERGES) + 2
@@ -390,6 +391,21 @@ def test_previews_follow_prompt_and_seed_and_repeat(pipe: Any) -> None:
         previewer.preview(["a", "b"], [1])
 
 
+def test_impossible_previews_are_refused(tmp_path: Path) -> None:
+    pipe = sd(tmp_path)
+    with pytest.raises(InputError, match="resolution is 20; wanted a multiple of 8 pixels"):
+        DiffusersPreviewer(pipe, resolution=20)
+    with pytest.raises(InputError, match="steps is 0; wanted at least one"):
+        DiffusersPreviewer(pipe, steps=0)
+    with pytest.raises(InputError, match="guidance is nan; wanted a finite number"):
+        DiffusersPreviewer(pipe, guidance=float("nan"))
+
+
+def test_the_protocols_are_met(pipe: Any) -> None:
+    assert isinstance(DiffusersDenoiser(pipe), Denoiser)
+    assert isinstance(DiffusersPreviewer(pipe), Previewer)
+
+
 def test_an_applied_adapter_changes_the_picture_and_leaves_no_trace(pipe: Any) -> None:
     before, base = weights(pipe), picture(pipe)
     adapter = random_adapter(pipe)
@@ -448,6 +464,22 @@ def test_a_trained_adapter_applies_as_it_trained(pipe: Any) -> None:
         with apply_adapter(pipe, Adapter(adapter.canonical(), {})):
             applied, _ = denoiser.predict(*arguments)
     assert torch.allclose(trained, applied, atol=1e-4)
+
+
+def test_a_saved_file_means_the_same_to_diffusers_own_loader(pipe: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="diffusers' own LoRA loader is not compared: pip install peft")
+    denoiser = DiffusersDenoiser(pipe)
+    adapter = random_adapter(pipe, "attn|self_attn")
+    write_adapter(tmp_path / "a.safetensors", adapter, dtype=torch.float16)
+    arguments = (*batch(pipe, 2)[:2], torch.tensor([3, 800]))
+    with torch.no_grad():
+        base, _ = denoiser.predict(*arguments, batch(pipe, 2)[2])
+        with apply_adapter(pipe, read_adapter(tmp_path / "a.safetensors")):
+            ours, _ = denoiser.predict(*arguments, batch(pipe, 2)[2])
+        pipe.load_lora_weights(tmp_path, weight_name="a.safetensors", local_files_only=True)
+        theirs, _ = denoiser.predict(*arguments, batch(pipe, 2)[2])
+    assert (ours - base).norm() > 0.01 * base.norm()
+    assert (ours - theirs).norm() <= 1e-3 * (theirs - base).norm()
 
 
 def test_an_adapter_of_another_model_is_refused_before_anything_changes(tmp_path: Path) -> None:
@@ -581,9 +613,22 @@ UNET_INNER = {
 UNET_OUTER = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+CLIP_INNER = {
+    "text_model.": "",
+    "encoder.layers.": "transformer.resblocks.",
+    "self_attn.": "attn.",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "final_ln_": "ln_final",
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
 }
 VAE_INNER = {
     "mid_block.resnets.0": "mid.block_1",
@@ -599,7 +644,7 @@ VAE_INNER = {
 }
 
 
-def ldm_unet_name(name: str, layers: int = 1) -> str:
+def ldm_unet_name(name: str, layers: int = 1, up_without_attention: str = "0") -> str:
     """The original checkpoint's name of a U-Net tensor, by the published order of blocks."""
     for new, old in UNET_OUTER.items():
         if name.startswith(new + "."):
@@ -612,7 +657,7 @@ def ldm_unet_name(name: str, layers: int = 1) -> str:
     if kind == "downsamplers":
         return f"input_blocks.{first + layers + 1}.0.op.{rest.removeprefix('conv.')}"
     if kind == "upsamplers":
-        return f"output_blocks.{first + layers}.1.{rest}"  # the tiny model's growing block has no attention
+        return f"output_blocks.{first + layers}.{1 if block in up_without_attention else 2}.{rest}"
     place = f"input_blocks.{first + int(index) + 1}" if way == "down" else f"output_blocks.{first + int(index)}"
     return f"{place}.{int(kind == 'attentions')}.{rest}"
 
@@ -626,15 +671,36 @@ def ldm_vae_name(name: str, blocks: int = 2) -> str:
     return name
 
 
-def write_single_file(pipe: Any, path: Path, *, extra: dict[str, Tensor] | None = None) -> None:
-    """Save a tiny SD pipeline as one file in the original checkpoints' spelling."""
-    tensors = {f"model.diffusion_model.{ldm_unet_name(k)}": v for k, v in pipe.unet.state_dict().items()}
+def open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A second text encoder in the spelling of OpenCLIP: q, k and v in one tensor, the projection turned."""
+    found: dict[str, Tensor] = {"text_projection": state["text_projection.weight"].T}
+    for key, value in state.items():
+        if match := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)", key):
+            parts = [state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            found[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(parts)
+        elif "_proj." not in key or "out_proj" in key:
+            name = functools.reduce(lambda text, pair: text.replace(*pair), CLIP_INNER.items(), key)
+            if "projection" not in name:
+                found[name] = value
+    return found
+
+
+def write_single_file(pipe: Any, path: Path) -> None:
+    """Save a pipeline as one file in the original checkpoints' spelling."""
+    layers = pipe.unet.config.layers_per_block
+    bare = "".join(str(i) for i, kind in enumerate(pipe.unet.config.up_block_types) if kind == "UpBlock2D")
+    tensors = {f"model.diffusion_model.{ldm_unet_name(k, layers, bare)}": v for k, v in pipe.unet.state_dict().items()}
     for key, value in pipe.vae.state_dict().items():
         attention = re.search(r"attentions\.0\.to_\w+(\.0)?\.weight", key)
-        tensors[f"first_stage_model.{ldm_vae_name(key)}"] = value[:, :, None, None] if attention else value
-    prefix = "cond_stage_model.transformer.text_model."
-    tensors |= {prefix + k.removeprefix("text_model."): v for k, v in pipe.text_encoder.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in (tensors | (extra or {})).items()}, path)
+        name = ldm_vae_name(key, len(pipe.vae.config.block_out_channels))
+        tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if attention else value
+    second = getattr(pipe, "text_encoder_2", None)
+    first = "conditioner.embedders.0" if second is not None else "cond_stage_model"
+    text = {k.removeprefix("text_model."): v for k, v in pipe.text_encoder.state_dict().items()}
+    tensors |= {f"{first}.transformer.text_model.{k}": v for k, v in text.items()}
+    if second is not None:
+        tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in open_clip(second.state_dict()).items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
 
 
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -676,17 +742,17 @@ def test_a_single_file_loads_without_network_or_folder(tmp_path: Path, monkeypat
 
 
 def test_a_single_file_may_borrow_the_configuration_of_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = wide_sd(tmp_path)
     pipe.save_pretrained(tmp_path / "model")
     write_single_file(pipe, tmp_path / "one.safetensors")
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         for file in (tmp_path / "model" / part).glob("*.safetensors"):
             file.unlink()
     no_network(monkeypatch)
     loaded = load_pipeline(tmp_path / "one.safetensors", config=tmp_path / "model", device="cpu")
     assert equal(weights(loaded), weights(pipe)) and picture(loaded) == picture(pipe)
+    assert DiffusersDenoiser(loaded).base_name == "one.safetensors"
 
 
 def test_a_single_file_of_another_shape_is_named(tmp_path: Path) -> None:

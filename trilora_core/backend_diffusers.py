@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ __all__ = [
 
 _PREDICTIONS = ("epsilon", "v_prediction")
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
-_SAMPLES = 64  # values per tensor that go into a fingerprint
+_SAMPLES = 64  # values per tensor at most that go into a fingerprint
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ class DiffusersPreviewer:
         self._pipe = pipe
         self._steps, self._guidance, self._negative = steps, guidance, negative
         self._side = resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        if self._side < 8 or self._side % 8:
+            raise InputError(f"resolution is {self._side}; wanted a multiple of 8 pixels, such as 512")
+        if steps < 1:
+            raise InputError(f"steps is {steps}; wanted at least one sampling step (20 is usual)")
+        if not math.isfinite(guidance):
+            raise InputError(f"guidance is {guidance}; wanted a finite number (7.5 is usual, 1 = off)")
 
     @torch.no_grad()
     def preview(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
@@ -229,7 +236,7 @@ def _fingerprint(modules: Sequence[nn.Module]) -> str:
             digest.update(f"{index} {name} {tuple(tensor.shape)};".encode())
             flat = tensor.detach().flatten()
             # half precision, so that the same file loaded as fp16 and as fp32 is one model
-            samples.append(flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].half())
+            samples.append(flat[:: max(1, -(-flat.numel() // _SAMPLES))].half())
     digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()
 

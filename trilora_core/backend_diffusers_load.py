@@ -47,7 +47,9 @@ def load_pipeline(
             "give a diffusers folder or a .safetensors file"
         )
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place, kind)
+    pipe.register_to_config(_name_or_path=str(path))  # a single file would keep the name of its configuration's folder
+    # diffusers before `dtype` was an argument loads in float32
+    return pipe.to(place) if pipe.unet.dtype is kind else pipe.to(place, kind)
 
 
 def _load_folder(path: Path, dtype: torch.dtype) -> Any:

@@ -60,6 +60,7 @@ _VAE: dict[str, Any] = {
 _UNET_SD15: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
+    "layers_per_block": 2,  # diffusers' reader of single files knows no defaults
     "block_out_channels": [320, 640, 1280, 1280],
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
@@ -69,6 +70,7 @@ _UNET_SD15: dict[str, Any] = {
 _UNET_SDXL: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 128,
+    "layers_per_block": 2,
     "block_out_channels": [320, 640, 1280],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],

@@ -432,3 +432,14 @@ def test_tensors_of_a_written_file_open_with_the_plain_reader(tmp_path):
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert file.get_tensor(f"{STEM}.alpha").item() == 3
         assert file.get_tensor(f"{STEM}.lora_down.weight").dtype == torch.float16
+
+
+def test_directions_of_length_zero_are_no_number_trouble(tmp_path):
+    empty = SVD(torch.zeros(4, 2), torch.zeros(2), torch.zeros(2, 4))
+    write_adapter(tmp_path / "a.safetensors", Adapter({STEM: Layer(empty)}, {}))
+    assert not dense(read_adapter(tmp_path / "a.safetensors").layers[STEM]).any()
+
+
+def test_bfloat16_holds_every_rank(tmp_path):
+    write_adapter(tmp_path / "a.safetensors", Adapter({STEM: make_layer(301, 301, 301)}, {}), dtype=torch.bfloat16)
+    assert load_file(tmp_path / "a.safetensors")[f"{STEM}.alpha"].item() == 301

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .spectral import SVD, balanced, canonical, canonical_many
+from .spectral import SVD, canonical, canonical_many
 
 __all__ = ["canonical_layers", "singular_values", "stored_factors"]
 
@@ -20,6 +20,7 @@ __all__ = ["canonical_layers", "singular_values", "stored_factors"]
 _TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-5}
 _SMALLEST_STEP = {torch.float16: 2.0**-24}  # between numbers near zero; other dtypes reach far below any factor
 _ROUNDS = 8
+_TINY = 1e-300
 
 
 def canonical_layers(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
@@ -59,16 +60,24 @@ def singular_values(up: Tensor, down: Tensor) -> Tensor:
 
 def _rounded(svd: SVD, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Balanced factors in `dtype`, sorted by the singular values that a reader will find in them."""
-    up, down = (factor.to(dtype) for factor in balanced(SVD(*(part.double() for part in svd))))
+    u, s, vh = (part.double() for part in svd)
+    left, right = u.norm(dim=0), vh.norm(dim=1)  # 1 but for float32 rounding, which would unbalance the factors
+    root = (s * left * right).sqrt()
+    up = u * (root / left.clamp_min(_TINY))
+    down = (root / right.clamp_min(_TINY)).unsqueeze(1) * vh
     if dtype == torch.float32:
         up, down = _coarse(up), _coarse(down)
-    order = singular_values(up, down).argsort(descending=True, stable=True)
-    return up[:, order].contiguous(), down[order].contiguous()
+    up, down = up.to(dtype), down.to(dtype)
+    found = singular_values(up, down)
+    if (found.diff() > 0).any():
+        order = found.argsort(descending=True, stable=True)
+        up, down = up[:, order], down[order]
+    return up.contiguous(), down.contiguous()
 
 
 def _coarse(values: Tensor) -> Tensor:
-    """Round float32 to 22 bits (Veltkamp 1968): the two spare bits absorb the rounding of U, S and V on reading."""
-    scaled = values * 5.0
+    """Round float64 to 22 bits (Veltkamp 1968): float32 has two more, which absorb the rounding of U, S and V."""
+    scaled = values * (2.0**31 + 1.0)
     return scaled - (scaled - values)
 
 

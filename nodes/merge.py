@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..trilora_core.fileformat import Adapter
 from ..trilora_core.merge import METHODS, merge
+from .host.events import announce
 from .sockets import CATEGORY, AdapterSocket
 
 __all__ = ["MergeTriLoRA"]
@@ -43,14 +44,17 @@ class MergeTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[AdapterSocket.Output(display_name="trilora", tooltip="To Apply or Save TriLoRA.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
         cls, trilora_a: Adapter, trilora_b: Adapter, weight_a: float, weight_b: float, method: str, rank: int
     ) -> io.NodeOutput:
-        """Merge."""
-        return io.NodeOutput(merge([trilora_a, trilora_b], [weight_a, weight_b], method=method, rank=rank))
+        """Merge, and say how much of the change a smaller rank kept."""
+        merged, report = merge([trilora_a, trilora_b], [weight_a, weight_b], method=method, rank=rank)
+        announce(cls.hidden.unique_id, f"{report.shared} shared layers, {report.kept_energy:.1%} of the energy kept")
+        return io.NodeOutput(merged)
 
 
 def _weight(name: str, which: str) -> io.Float.Input:

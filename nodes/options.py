@@ -126,7 +126,7 @@ def _optimizer_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=100000,
-            tooltip="Optimizer steps in which the learning rate climbs from 0. Try 10 to 100 if the loss jumps at first.",
+            tooltip="Optimizer steps in which the learning rate climbs from 0. 10 to 100 if the loss jumps at first.",
         ),
         io.Float.Input(
             "weight_decay",
@@ -185,8 +185,8 @@ def _run_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="0: every layer has the rank of Train TriLoRA. 0.9: each layer takes the smallest rank whose singular "
-            "values of the base weight hold 90% of its energy, and the rank of Train TriLoRA is the upper limit.",
+            tooltip="0: every layer has the rank of Train TriLoRA. 0.9: each layer takes the smallest rank that holds "
+            "90% of the energy of its base weight, up to the rank of Train TriLoRA.",
         ),
         OptionsSocket.Input(
             "options",

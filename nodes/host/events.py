@@ -34,8 +34,8 @@ class Progress:
 
     def text(self, text: str) -> None:
         """Show one line of text on the node."""
-        server = _server()
-        if server is not None and self._node_id is not None:
+        server = None if self._node_id is None else _server()
+        if server is not None:
             server.send_progress_text(text, self._node_id)
 
 
@@ -53,7 +53,7 @@ def reporter(node_id: str | None, what: str) -> Callable[[int, int], None]:
 def announce(node_id: str | None, summary: str, problems: Sequence[str] = ()) -> None:
     """Leave a line of text on the node, with what went wrong below it; problems go to the log too."""
     for problem in problems:
-        log.warning("%s", problem)
+        log.warning("TriLoRA: %s", problem)
     left_out = [f"left out: {problem}" for problem in problems]
     Progress(node_id, 1).text("\n".join([summary, *left_out]))
 
@@ -69,6 +69,6 @@ def interrupt_type() -> type[BaseException]:
 
 
 def _server() -> Any | None:
-    from server import PromptServer  # late: it pulls in the whole web server, which tests of a node do not need
+    from server import PromptServer  # late: it pulls in the whole web server, which a node outside a graph does without
 
     return getattr(PromptServer, "instance", None)

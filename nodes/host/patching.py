@@ -108,7 +108,9 @@ def _patch(patcher: Any, matches: Mapping[str, _Match], strength: float) -> None
     if hooked:
         runtime.install(patcher, hooked)
         log.info(
-            "%d of %d layers are fp8 or quantised: they are adapted while the model runs", len(hooked), len(matches)
+            "TriLoRA: %d of %d layers are fp8 or quantised: they are adapted while the model runs",
+            len(hooked),
+            len(matches),
         )
 
 
@@ -139,11 +141,13 @@ def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bo
             f"{len(missing)} layers ({_some(missing)}); {advice}"
         )
     if of_text and not with_text:
-        log.info("%d layers belong to a text encoder; connect clip to use them: %s", len(of_text), _some(of_text))
+        log.info(
+            "TriLoRA: %d layers belong to a text encoder; connect clip to use them: %s", len(of_text), _some(of_text)
+        )
         missing = [stem for stem in missing if stem not in set(of_text)]
     if missing:
-        log.warning("%d of %d layers are not in this %s and are left out: %s", len(missing), len(adapter.layers), kind,
-                    _some(missing))  # fmt: skip
+        counts = f"{len(missing)} of {len(adapter.layers)} layers"
+        log.warning("TriLoRA: %s are not in this %s and are left out: %s", counts, kind, _some(missing))
 
 
 def _check_shapes(adapter: Adapter, matches: Mapping[str, _Match], kind: str) -> None:
@@ -163,7 +167,8 @@ def _purpose(adapter: Adapter) -> str:
 
 
 def _kind(model: torch.nn.Module) -> str:
-    return type(model).__name__
+    """The host's name of the model, such as SDXL."""
+    return type(model.model_config).__name__
 
 
 def _size(shape: tuple[int, int]) -> str:

@@ -43,13 +43,13 @@ def dataset_folders() -> list[str]:
 def dataset_folder(name: str) -> Path:
     """Resolve a name of `dataset_folders`; a name that leaves its root or is no folder raises InputError."""
     if name == NO_FOLDER:
-        raise InputError(_how_to_add())
+        raise InputError(f"there is no folder of pictures yet. {_how_to_add()}")
     registered = name.endswith(SUFFIX)
     for root in _registered_roots() if registered else [_input_root()]:
         folder = _inside(root, name.removesuffix(SUFFIX))
         if folder is not None and folder.is_dir():
             return folder
-    raise InputError(f'the folder "{name}" is not there. {_how_to_add()}')
+    raise InputError(f'there is no folder "{name}" (links that lead elsewhere do not count). {_how_to_add()}')
 
 
 def check_dataset_folder(name: str | None) -> bool | str:

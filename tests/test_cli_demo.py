@@ -26,7 +26,7 @@ def shipped(tmp_path_factory):
 def tiny(shipped, monkeypatch):
     monkeypatch.setattr(demo, "BASE", shipped[0])
     monkeypatch.setattr(demo, "PICTURES", shipped[1])
-    monkeypatch.setattr(demo, "PROMPTS", ("a pink umbrella in the snow", "a red house on a green field"))
+    monkeypatch.setattr(demo, "PROMPTS", (("a red house", False), ("a pink umbrella", True)))
     monkeypatch.setattr(demo, "_DRAWING_STEPS", 1)
 
 
@@ -41,14 +41,6 @@ def test_the_demo_leaves_an_adapter_and_three_pictures(tiny, tmp_path, capsys):
     for name in ("before_after.png", "loss.png", "spectrum.png", "zorblin_style.safetensors"):
         assert str((folder / name).resolve()) in text
     assert "next:" in text and "trilora_core apply" in text
-
-
-def test_a_subject_outside_the_captions_is_held_out(tiny):
-    class Captions:
-        captions = ("a red house, zorblin style", "a green boat by the sea, zorblin style")
-
-    assert demo.held_out("a pink umbrella in the snow", Captions)
-    assert not demo.held_out("a blue house at night", Captions)
 
 
 @pytest.mark.parametrize("inside", [True, False])

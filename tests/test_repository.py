@@ -28,8 +28,10 @@ def lines(name: str) -> list[str]:
 
 
 def ignored(path: str) -> bool:
-    """Whether a folder line of .comfyignore covers the path."""
-    return any(path == line or (line.endswith("/") and path.startswith(line)) for line in lines(".comfyignore"))
+    """Whether a line of .comfyignore covers the path. All lines are anchored: `docs/` would also cover web/docs."""
+    patterns = lines(".comfyignore")
+    assert all(pattern.startswith("/") for pattern in patterns)
+    return any(f"/{path}" == line or (line.endswith("/") and f"/{path}".startswith(line)) for line in patterns)
 
 
 def test_requirements_are_four_unpinned_names():
@@ -65,11 +67,13 @@ def test_every_extra_but_metrics_has_a_tested_version(project):
 
 def test_the_registry_archive_leaves_out_demo_and_tests():
     assert ignored("trilora_core/demo/base/model_index.json")
+    assert ignored("trilora_core/demo/pictures/01_blue_house.png")
     assert ignored("tests/test_repository.py")
     assert ignored("benchmarks/README.md")
     for needed in ("__init__.py", "nodes/train.py", "web/docs/TrainTriLoRA.md", "workflows/train.json"):
         assert not ignored(needed)
     assert not ignored("trilora_core/train.py")
+    assert not ignored("trilora_core/demo/__init__.py"), "the command line imports it"
     assert not ignored("requirements.txt")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 from ..backend_diffusers import DiffusersPreviewer
 from ..config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig
-from ..data import Dataset
-from ..demo.world import SUBJECTS, TRIGGER_WORD
+from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
 from ..errors import InputError
 from ..plots import picture_grid, plot_losses, plot_spectrum
 from ..session import Outcome
@@ -21,7 +19,7 @@ from .base import choose_device, load_base, own_resolution
 from .parser import Arguments, OneLineParser, whole
 from .train import encode, prepare, summary, train_with_bar
 
-__all__ = ["EXAMPLES", "USAGE", "add_arguments", "held_out", "run"]
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
 USAGE = "[options]"
 EXAMPLES = """\
@@ -30,17 +28,7 @@ examples:
   python -m trilora_core demo --steps 50 --output quick_demo"""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BASE = REPOSITORY / "trilora_core" / "demo" / "base"
-PICTURES = REPOSITORY / "trilora_core" / "demo" / "pictures"
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
-PROMPTS = (
-    "a red house on a green field",
-    "a blue boat by the sea",
-    "a green tree in the snow",
-    "a yellow star at night",
-    "a purple car in the desert",
-    "a pink umbrella in the snow",
-)
 _GUIDANCE = 3.5
 _DRAWING_STEPS = 20
 
@@ -69,7 +57,7 @@ def run(arguments: Arguments) -> int:
     prepared = prepare(pipe, dataset, _config(arguments.steps, arguments.seed), device)
     print("\n".join(summary(prepared, dataset, device)))
     outcome = train_with_bar(prepared, folder / "zorblin_style.safetensors")
-    _show(pipe, dataset, outcome, folder, arguments.seed)
+    _show(pipe, outcome, folder, arguments.seed)
     print(f"\ndone in {time.perf_counter() - started:.0f} seconds; look at:")
     for name, what in _RESULTS.items():
         print(f"  {(folder / name).resolve()}  {what}")
@@ -85,12 +73,6 @@ _RESULTS = {
 }
 
 
-def held_out(prompt: str, dataset: Dataset) -> bool:
-    """Whether the subject of a prompt is in none of the captions that were trained on."""
-    subjects = SUBJECTS.keys() & set(re.findall(r"\w+", prompt))
-    return not any(subjects & set(re.findall(r"\w+", caption)) for caption in dataset.captions)
-
-
 def _config(steps: int, seed: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
@@ -101,12 +83,11 @@ def _config(steps: int, seed: int) -> TrainConfig:
     )
 
 
-def _show(pipe: Any, dataset: Dataset, outcome: Outcome, folder: Path, seed: int) -> None:
+def _show(pipe: Any, outcome: Outcome, folder: Path, seed: int) -> None:
     """Draw the grid of prompts and strengths, the loss curve and the spectrum."""
-    prompts = sorted((f"{prompt}, {TRIGGER_WORD}" for prompt in PROMPTS), key=lambda p: held_out(p, dataset))
     previewer = DiffusersPreviewer(pipe, steps=_DRAWING_STEPS, guidance=_GUIDANCE)
-    rows = draw(pipe, previewer, outcome.adapter, prompts, STRENGTHS, seed)
-    labels = [f"{p}\n[subject not trained on]" if held_out(p, dataset) else p for p in prompts]
+    rows = draw(pipe, previewer, outcome.adapter, [prompt for prompt, _ in PROMPTS], STRENGTHS, seed)
+    labels = [f"{prompt}\n[not trained on]" if held_out else prompt for prompt, held_out in PROMPTS]
     columns = [f"strength {s:g}" if s else "without adapter" for s in STRENGTHS]
     picture_grid(rows, folder / "before_after.png", row_labels=labels, column_labels=columns)
     plot_losses(outcome.losses, folder / "loss.png", title="Training loss of the demo")
@@ -141,9 +122,9 @@ def _comfyui_lines() -> list[str]:
         lines.append(f'    ln -s "{REPOSITORY}" "{host / "custom_nodes" / "trilora"}"')
     lines.append(f'    cp -r "{PICTURES}" "{host / "input" / "zorblin"}"')
     lines.append(
-        "    start it, open the training workflow from workflows/ there, choose your checkpoint and the folder"
+        "    start it, open Workflow > Browse Templates > trilora > train_style, choose your checkpoint and the"
     )
-    lines.append("    zorblin, and queue it; the adapter then lies in models/loras/trilora")
+    lines.append(f'    folder zorblin, set the trigger word to "{TRIGGER_WORD}", and queue it')
     return lines
 
 

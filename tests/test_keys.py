@@ -116,6 +116,7 @@ def test_blocks_are_respelled_both_ways(diffusers, sgm):
         ("transformer_blocks.0.attn.to_out.0", "sd3", "transformer.transformer_blocks.0.attn.to_out.0"),
         ("diffusion_model.blocks.0.self_attn.q", "", "diffusion_model.blocks.0.self_attn.q"),
         ("base_model.model.blocks.0.attn", "", "base_model.model.blocks.0.attn"),
+        ("lora_unet__blocks_0_cross_attn_k", "", "lora_unet_blocks_0_cross_attn_k"),
         ("lycoris_blocks_0", "", "lycoris_blocks_0"),
     ],
 )  # fmt: skip

@@ -61,6 +61,15 @@ def test_adapters_of_one_model_without_a_common_layer_merge():
     assert report.shared == 0
 
 
+def test_a_file_that_did_not_tell_its_model_takes_the_names_of_the_other():
+    unet = "lora_unet_{}_proj_in"
+    sdxl = make_adapter([unet.format("input_blocks_4_1")], ss_base_model_version="sdxl_base_v1-0")
+    other = make_adapter([unet.format("down_blocks_1_attentions_0")], seed=7)
+    merged, report = merge([other, sdxl], [1.0, 1.0])
+    assert list(merged.layers) == [unet.format("input_blocks_4_1")]
+    assert report.shared == 1
+
+
 def test_a_1x1_convolution_and_a_linear_layer_are_the_same():
     one, two = Adapter({A: make_layer(8, 8, 2, kernel=(1, 1))}, {}), Adapter({A: make_layer(8, 8, 2)}, {})
     assert merge([one, two], [1.0, 1.0])[0].layers[A].kernel == (1, 1)

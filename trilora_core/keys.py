@@ -131,6 +131,7 @@ def canonical_stem(stem: str, architecture: str, *, layers_per_block: int = 2) -
     host's own key map may still know it. `layers_per_block` is the U-Net's number of resnets per block.
     """
     if stem.startswith("lora_"):
+        stem = stem.replace("lora_unet__", "lora_unet_", 1)  # as some files for Wan have it
         return _respell(stem, architecture, layers_per_block)
     component, path = _split_component(stem)
     if component == "unet":

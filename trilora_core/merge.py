@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .errors import InputError
 from .fileformat import Adapter, Layer
+from .keys import canonical_stem
 from .metadata import architecture_of, trigger_words
 from .spectral import SVD, combine, cut_rank, energy
 
@@ -37,6 +38,7 @@ def merge(
     """
     _check_request(adapters, weights, method, rank)
     architecture = _common_architecture(adapters)
+    adapters = [_respelled(adapter, architecture) for adapter in adapters]
     layers: dict[str, Layer] = {}
     kept: dict[str, float] = {}
     total, left, shared = 0.0, 0.0, 0
@@ -84,6 +86,12 @@ def _common_architecture(adapters: Sequence[Adapter]) -> str:
         names = " and ".join(name for _, name in told)
         raise InputError(f"{names} share no layer and do not name their model; choose adapters for one model")
     return next(iter(known), "")
+
+
+def _respelled(adapter: Adapter, architecture: str) -> Adapter:
+    """The adapter with the names of this architecture, which a file that did not tell its own may spell otherwise."""
+    layers = {canonical_stem(stem, architecture): layer for stem, layer in adapter.layers.items()}
+    return Adapter(layers, adapter.metadata)
 
 
 def _check_shapes(stem: str, layers: Sequence[Layer]) -> None:

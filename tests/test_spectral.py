@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -44,8 +45,12 @@ def dense(svd: SVD) -> Tensor:
 def with_spectrum(out: int, in_: int, values: Tensor) -> Tensor:
     """A matrix with these singular values and random directions."""
     k = values.numel()
-    left, right = torch.linalg.qr(draw(out, k, seed=5)).Q, torch.linalg.qr(draw(in_, k, seed=6)).Q
-    return (left * values) @ right.T
+    return (basis(out, k, 5) * values) @ basis(in_, k, 6).T
+
+
+@functools.cache
+def basis(size: int, k: int, seed: int) -> Tensor:
+    return torch.linalg.qr(draw(size, k, seed=seed)).Q
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -306,11 +311,10 @@ def test_effective_rank_by_hand() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_overlap_of_the_same_and_of_orthogonal_adapters(weighted: bool) -> None:
-    basis = torch.linalg.qr(draw(12, 12)).Q
-    other = torch.linalg.qr(draw(12, 12, seed=3)).Q
+    left, right = basis(12, 12, 0), basis(12, 12, 3)
     s = torch.tensor([3.0, 2.0, 1.0], dtype=DOUBLE)
-    a = SVD(basis[:, :3], s, other[:3])
-    b = SVD(basis[:, 3:6], s, other[:3])
+    a = SVD(left[:, :3], s, right[:3])
+    b = SVD(left[:, 3:6], s, right[:3])
     assert overlap(a, a, weighted=weighted) == pytest.approx(1)
     assert overlap(a, b, side="out", weighted=weighted) == pytest.approx(0, abs=1e-12)
     assert overlap(a, b, side="in", weighted=weighted) == pytest.approx(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import json
 import re
 import shutil
@@ -730,9 +729,9 @@ def shapes_of(pipe: Any) -> dict[str, dict[str, Any]]:
 def test_a_single_file_loads_without_network_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = wide_sd(tmp_path)
     write_single_file(pipe, tmp_path / "one.safetensors")
-    (tmp_path / "merges.gz").write_bytes(gzip.compress("\n".join(["#version: 0.2", *MERGES, ""]).encode()))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
     monkeypatch.setattr(single, "_SD15", shapes_of(pipe))
-    monkeypatch.setattr(single, "_MERGES", tmp_path / "merges.gz")
+    monkeypatch.setenv("CLIP_TOKENIZER", str(tmp_path))
     no_network(monkeypatch)
     loaded = load_pipeline(tmp_path / "one.safetensors", device="cpu")
     assert equal(weights(loaded), weights(pipe))
@@ -755,8 +754,10 @@ def test_a_single_file_may_borrow_the_configuration_of_a_folder(
     assert DiffusersDenoiser(loaded).base_name == "one.safetensors"
 
 
-def test_a_single_file_of_another_shape_is_named(tmp_path: Path) -> None:
+def test_a_single_file_of_another_shape_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_single_file(wide_sd(tmp_path), tmp_path / "one.safetensors")
+    (tmp_path / "merges.txt").write_text("a b\n")
+    monkeypatch.setenv("CLIP_TOKENIZER", str(tmp_path))
     with pytest.raises(InputError, match=r"one.safetensors cannot be loaded \(.+\); if the model has an unusual shape"):
         load_pipeline(tmp_path / "one.safetensors", device="cpu")
 
@@ -777,7 +778,11 @@ def test_single_files_of_other_models_are_named(tmp_path: Path) -> None:
     ("marks", "kind", "zero"),
     [((), "epsilon", False), (("v_pred",), "v_prediction", False), (("v_pred", "ztsnr"), "v_prediction", True)],
 )
-def test_marks_of_v_prediction_are_read(tmp_path: Path, marks: tuple[str, ...], kind: str, zero: bool) -> None:
+def test_marks_of_v_prediction_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marks: tuple[str, ...], kind: str, zero: bool
+) -> None:
+    (tmp_path / "merges.txt").write_text("a b\n")
+    monkeypatch.setenv("CLIP_TOKENIZER", str(tmp_path))
     tensors = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(8, 4, 3, 3)}
     tensors["model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"] = torch.ones(4, 2048)
     save_file(tensors | {mark: torch.ones(1) for mark in marks}, tmp_path / "xl.safetensors")
@@ -803,10 +808,26 @@ def test_the_shipped_configurations_have_the_published_sizes() -> None:
     assert count(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**single._CLIP_G))) == 694_659_840
 
 
-def test_the_shipped_merges_give_clips_own_token_numbers(tmp_path: Path) -> None:
-    merges = gzip.decompress(single._MERGES.read_bytes()).decode().rstrip("\n").split("\n")[1:]
-    assert len(merges) == 49408 - 512 - 2
-    single.write_tokenizer(tmp_path, merges)
+def test_merges_are_looked_for_in_order_and_named_when_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.delenv("CLIP_TOKENIZER", raising=False)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "host"))
+    with pytest.raises(InputError, match=r"holds no tokenizer.*set CLIP_TOKENIZER"):
+        single.clip_merges(Path("a.safetensors"))
+    host = tmp_path / "host" / "comfy" / "sd1_tokenizer"
+    host.mkdir(parents=True)
+    (host / "merges.txt").write_text("#version: 0.2\ni n\nt h\n")
+    assert single.clip_merges(Path("a.safetensors")) == ["i n", "t h"]
+    (tmp_path / "merges.txt").write_text("a b\n")
+    monkeypatch.setenv("CLIP_TOKENIZER", str(tmp_path))
+    assert single.clip_merges(Path("a.safetensors")) == ["a b"]
+
+
+def test_the_vocabulary_of_a_whole_tokenizer_has_clips_numbers(tmp_path: Path) -> None:
+    """Bytes first, then bytes that end a word, then merges, then the two marks."""
+    single.write_tokenizer(tmp_path, ["c a", "ca t</w>"])
     words = CLIPTokenizer.from_pretrained(tmp_path)
-    assert words("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert words("a cat").input_ids == [514, 256 + 64, 513, 515]
     assert words.model_max_length == 77

@@ -1,14 +1,14 @@
 """The configuration that a single checkpoint file leaves out, so that diffusers can read it without network.
 
 A single file holds weights only. What diffusers would fetch, the shapes of SD 1.5 and SDXL, the noise schedule and
-CLIP's tokenizer, is written here into a folder. `clip_merges.txt.gz` holds CLIP's byte-pair merges as published by
-OpenAI (github.com/openai/CLIP, MIT licence); its vocabulary follows from them.
+CLIP's tokenizer, is written here into a folder. CLIP's byte-pair merges are not ours to ship: they are looked for on
+this machine, and its vocabulary follows from them.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import InputError
 
-__all__ = ["write_config_folder", "write_tokenizer"]
+__all__ = ["clip_merges", "write_config_folder", "write_tokenizer"]
 
-_MERGES = Path(__file__).with_name("clip_merges.txt.gz")
+_TOKENIZER_REPO = "openai/clip-vit-large-patch14"  # whose tokenizer SD 1.5 and SDXL use
 _UNET = "model.diffusion_model."
 _CROSS_ATTENTION = "transformer_blocks.0.attn2.to_k.weight"
 
@@ -113,11 +113,37 @@ def write_config_folder(checkpoint: Path, folder: Path) -> None:
     for name, values in components.items():
         _write_json(folder / name / "config.json", values)
     _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER | _prediction(shapes, metadata))
-    merges = gzip.decompress(_MERGES.read_bytes()).decode().rstrip("\n").split("\n")[1:]
+    merges = clip_merges(checkpoint)
     write_tokenizer(folder / "tokenizer", merges)
     if sdxl:
         write_tokenizer(folder / "tokenizer_2", merges, pad="!")
     _write_json(folder / "model_index.json", _index(sdxl))
+
+
+def clip_merges(checkpoint: Path) -> list[str]:
+    """CLIP's byte-pair merges, from the first place on this machine that has them; raises InputError when none has.
+
+    The places: the folder CLIP_TOKENIZER, the cache of huggingface_hub, a ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI.
+    """
+    for path in _merges_places():
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return [line for line in lines if line and not line.startswith("#version")]
+    raise InputError(
+        f"model {checkpoint} is a single file, which holds no tokenizer, and none was found on this machine: set"
+        " CLIP_TOKENIZER to a folder with CLIP's merges.txt, or COMFYUI_PATH to a ComfyUI, or give a diffusers folder"
+    )
+
+
+def _merges_places() -> list[Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    named = os.environ.get("CLIP_TOKENIZER")
+    cached = try_to_load_from_cache(_TOKENIZER_REPO, "merges.txt")
+    host = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
+    places = [Path(named) / "merges.txt"] if named else []
+    places += [Path(cached)] if isinstance(cached, str) else []
+    return [*places, host / "comfy" / "sd1_tokenizer" / "merges.txt"]
 
 
 def write_tokenizer(folder: Path, merges: Sequence[str], *, length: int = 77, pad: str = "<|endoftext|>") -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .config import to_json
+from .errors import InputError
 from .fileformat import Adapter
 from .keys import guess_architecture
 from .spectral import effective_rank
@@ -169,10 +170,10 @@ def trigger_words(adapter: Adapter) -> tuple[str, ...]:
 
 
 def rank_summary(adapter: Adapter) -> RankSummary:
-    """Ranks of all layers; raises ValueError for an adapter without layers."""
+    """Ranks of all layers; raises InputError for an adapter without layers."""
     values = [layer.svd.s for layer in adapter.layers.values()]
     if not values:
-        raise ValueError("the adapter has no layers; train or load one first")
+        raise InputError("the adapter has no layers; train or load one first")
     ranks = [s.shape[-1] for s in values]
     effective = sum(float(effective_rank(s)) for s in values) / len(values)
     return RankSummary(len(values), min(ranks), max(ranks), effective)

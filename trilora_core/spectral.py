@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 __all__ = [
     "SVD",
     "balanced",
@@ -46,13 +48,13 @@ def canonical(up: Tensor, down: Tensor, sigma: Tensor | None = None, *, scale: f
     """Bring scale · up · diag(sigma) · down to its SVD through two QR decompositions and the SVD of their small core.
 
     up (…, out, r), down (…, r, in), sigma (…, r) or None for ones; k = min(r, out, in). The largest entry of each
-    column of u is positive, so equal input gives equal output. Raises ValueError for shapes that do not fit, integers,
+    column of u is positive, so equal input gives equal output. Raises InputError for shapes that do not fit, integers,
     and values that are not finite.
     """
     _check_factors(up, down, sigma)
     sigma = down.new_ones(down.shape[:-1]) if sigma is None else sigma
     if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}: it must be a finite number")
+        raise InputError(f"scale is {scale}: it must be a finite number")
     home = up.device
     dtype = _precision(up, down, sigma)
     with torch.autocast(_device_for(home).type, enabled=False):
@@ -68,14 +70,14 @@ def canonical(up: Tensor, down: Tensor, sigma: Tensor | None = None, *, scale: f
 def canonical_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
     """Canonical form of every layer's up · down, layers of equal shape together in batches of bounded memory.
 
-    Raises ValueError as `canonical` does, with the name of the layer.
+    Raises InputError as `canonical` does, with the name of the layer.
     """
     groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, (up, down) in factors.items():
         try:
             _check_factors(up, down, None)
-        except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from error
+        except InputError as error:
+            raise InputError(f"layer {name}: {error}") from error
         groups[up.shape, down.shape, up.dtype, down.dtype, up.device].append(name)
     found: dict[str, SVD] = {}
     for names in groups.values():
@@ -93,7 +95,7 @@ def cut_rank(svd: SVD, rank: int) -> tuple[SVD, Tensor]:
     """
     _check_rank(rank)
     if svd.s.ndim != 1:
-        raise ValueError(f"singular values of shape {tuple(svd.s.shape)}: cut one layer at a time, of shape (k,)")
+        raise InputError(f"singular values of shape {tuple(svd.s.shape)}: cut one layer at a time, of shape (k,)")
     # Copies, so that what is cut off can be freed.
     kept = SVD(svd.u[:, :rank].clone(), svd.s[:rank].clone(), svd.vh[:rank].clone())
     return kept, energy(svd.s[rank:])
@@ -114,7 +116,7 @@ def cut_threshold(svd: SVD, value: float) -> tuple[SVD, Tensor]:
     As cut_rank, with the energy discarded.
     """
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"threshold is {value}: it must be a finite number, 0 or more")
+        raise InputError(f"threshold is {value}: it must be a finite number, 0 or more")
     return cut_rank(svd, max(1, int((svd.s >= value).sum())))
 
 
@@ -150,11 +152,11 @@ def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> fl
     directions count more.
     """
     if side not in _SIDES:
-        raise ValueError(f"side is {side!r}: it must be one of {', '.join(_SIDES)}")
+        raise InputError(f"side is {side!r}: it must be one of {', '.join(_SIDES)}")
     if a.s.ndim != 1 or b.s.ndim != 1:
-        raise ValueError("overlap compares single layers: give each SVD without leading dimensions")
+        raise InputError("overlap compares single layers: give each SVD without leading dimensions")
     if (a.u.shape[0], a.vh.shape[1]) != (b.u.shape[0], b.vh.shape[1]):
-        raise ValueError(
+        raise InputError(
             f"layers of {a.u.shape[0]} x {a.vh.shape[1]} and {b.u.shape[0]} x {b.vh.shape[1]} cannot be compared: "
             "both must adapt the same layer"
         )
@@ -169,15 +171,15 @@ def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> fl
 def combine(svds: Sequence[SVD], weights: Sequence[float]) -> SVD:
     """The exact sum of weights[i] · ΔW_i in canonical form: concatenated factors, two QRs, SVD of the core.
 
-    k = min(sum of the ranks, out, in). Raises ValueError for no adapters, unlike lengths or unlike shapes.
+    k = min(sum of the ranks, out, in). Raises InputError for no adapters, unlike lengths or unlike shapes.
     """
     if not svds or len(svds) != len(weights):
-        raise ValueError(f"{len(svds)} adapters and {len(weights)} weights: give one weight for each, and at least one")
+        raise InputError(f"{len(svds)} adapters and {len(weights)} weights: give one weight for each, and at least one")
     if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"weights {list(weights)}: each must be a finite number")
+        raise InputError(f"weights {list(weights)}: each must be a finite number")
     shapes = [(*svd.u.shape[:-1], svd.vh.shape[-1]) for svd in svds]
     if len(set(shapes)) > 1:
-        raise ValueError(f"layers of shapes {shapes} cannot be summed: all must adapt the same layer")
+        raise InputError(f"layers of shapes {shapes} cannot be summed: all must adapt the same layer")
     up = torch.cat([svd.u for svd in svds], -1)
     down = torch.cat([svd.vh for svd in svds], -2)
     sigma = torch.cat([weight * svd.s for svd, weight in zip(svds, weights, strict=True)], -1)
@@ -202,14 +204,14 @@ def top_singular_values(weight: Tensor, rank: int) -> Tensor:
     most 1% on decaying spectra and about 3% on flat ones; higher ranks: eigenvalues of the Gram matrix of the smaller
     side; small matrices: full SVD.
     Always the same values for the same weight; the global random state is not touched. Flatten convolutions to
-    (out, in · kh · kw) first. Raises ValueError for rank < 1, fewer than two dimensions, or values that are not finite.
+    (out, in · kh · kw) first. Raises InputError for rank < 1, fewer than two dimensions, or values that are not finite.
     """
     _check_rank(rank)
     if weight.ndim < 2 or weight.numel() == 0 or not weight.is_floating_point():
-        raise ValueError(f"weight is {tuple(weight.shape)} of {weight.dtype}: a floating-point (out, in) is wanted")
+        raise InputError(f"weight is {tuple(weight.shape)} of {weight.dtype}: a floating-point (out, in) is wanted")
     work = _working(weight, _precision(weight))
     if not bool(torch.stack(torch.aminmax(work)).isfinite().all()):
-        raise ValueError("weight holds NaN or infinite values: the base model file is damaged or overflowed")
+        raise InputError("weight holds NaN or infinite values: the base model file is damaged or overflowed")
     work = work if work.shape[-2] <= work.shape[-1] else work.mT
     side = work.shape[-2]
     rank = min(rank, side)
@@ -231,7 +233,7 @@ def rank_for_energy(weight: Tensor, share: float, cap: int) -> int:
     _check_share(share)
     values = top_singular_values(weight, cap)
     if values.ndim != 1:
-        raise ValueError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
+        raise InputError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
     return _rank_holding(values, share, energy(weight.flatten()))
 
 
@@ -275,7 +277,7 @@ def _canonical_batch(names: Sequence[str], factors: Mapping[str, tuple[Tensor, T
     finite = up.isfinite().flatten(1).all(1) & down.isfinite().flatten(1).all(1)
     broken = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
     if broken:
-        raise ValueError(f"layer {', '.join(broken)}: up or down holds NaN or infinite values")
+        raise InputError(f"layer {', '.join(broken)}: up or down holds NaN or infinite values")
     u, s, vh = canonical(up, down)
     return {name: SVD(u[i], s[i], vh[i]) for i, name in enumerate(names)}
 
@@ -298,7 +300,7 @@ def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Divide each matrix by the power of two near its largest entry, so that no product under- or overflows."""
     peak = factor.abs().amax((-2, -1), keepdim=True)
     if not bool(peak.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinite values: the adapter diverged or its file is damaged")
+        raise InputError(f"{name} holds NaN or infinite values: the adapter diverged or its file is damaged")
     unit = torch.ldexp(torch.ones_like(peak), torch.frexp(peak).exponent.clamp(-120, 120))
     return factor / unit, unit
 
@@ -306,24 +308,24 @@ def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 def _check_factors(up: Tensor, down: Tensor, sigma: Tensor | None) -> None:
     shapes = f"up {tuple(up.shape)} and down {tuple(down.shape)}"
     if up.ndim < 2 or down.ndim < 2 or up.shape[-1] != down.shape[-2] or up.shape[:-2] != down.shape[:-2]:
-        raise ValueError(f"{shapes} do not fit: (out, r) and (r, in) are wanted, with equal leading dimensions")
+        raise InputError(f"{shapes} do not fit: (out, r) and (r, in) are wanted, with equal leading dimensions")
     if up.numel() == 0 or down.numel() == 0:
-        raise ValueError(f"{shapes} are empty: out, in and the rank must be at least 1")
+        raise InputError(f"{shapes} are empty: out, in and the rank must be at least 1")
     if sigma is not None and sigma.shape != down.shape[:-1]:
-        raise ValueError(f"sigma {tuple(sigma.shape)} does not fit {shapes}: one value per row of down is wanted")
+        raise InputError(f"sigma {tuple(sigma.shape)} does not fit {shapes}: one value per row of down is wanted")
     for tensor in (up, down) if sigma is None else (up, down, sigma):
         if not tensor.is_floating_point():
-            raise ValueError(f"factors of {tensor.dtype}: floating-point tensors are wanted")
+            raise InputError(f"factors of {tensor.dtype}: floating-point tensors are wanted")
 
 
 def _check_rank(rank: int) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank is {rank!r}: it must be a whole number, 1 or more")
+        raise InputError(f"rank is {rank!r}: it must be a whole number, 1 or more")
 
 
 def _check_share(share: float) -> None:
     if not 0 < share <= 1:
-        raise ValueError(f"energy share is {share}: it must be above 0 and at most 1, such as 0.95")
+        raise InputError(f"energy share is {share}: it must be above 0 and at most 1, such as 0.95")
 
 
 def _rank_holding(s: Tensor, share: float, total: Tensor) -> int:

@@ -14,7 +14,7 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 ALONE = ("config", "spectral", "keys", "objective")  # no sibling but errors
 
 EVERYWHERE = {"torch", "safetensors", "PIL", "numpy", "tqdm"}
-PIPELINES = {"diffusers", "transformers", "accelerate"}
+PIPELINES = {"diffusers", "transformers", "accelerate", "huggingface_hub"}
 HOST = {"comfy", "comfy_execution", "folder_paths", "server", "nodes", "execution", "node_helpers", "latent_preview"}
 
 

@@ -94,7 +94,8 @@ def _svd_max(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _svd_fro(values: Tensor, weight: Tensor) -> Tensor:
-    return values / weight.float().norm().to(values.device)
+    norm: Tensor = torch.linalg.vector_norm(weight.float())
+    return values / norm.to(values.device)
 
 
 def _svd(values: Tensor, weight: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ from ..session import Outcome, find_finished, train_to_file
 from ..train import Run, Step, TrainingDiverged
 from .base import choose_device, describe_device, load_base, own_resolution
 from .parser import Arguments, OneLineParser, add_device
-from .run_options import add_run_options, read_run_options
+from .processes import ALONE, Crew, averaged_gradients, follow, join
+from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "encode", "prepare", "run", "train_with_bar"]
@@ -45,6 +48,9 @@ A --config file holds the same options by their names in trilora_core/config.py;
   rank = 16
   [optimizer]
   learning_rate = 1e-4
+
+On several GPUs, each with its share of the pictures and --batch-size pictures per step:
+  accelerate launch --multi_gpu -m trilora_core train --model MODEL --data PICTURES --output style.safetensors
 
 Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goes on from."""
 
@@ -71,26 +77,39 @@ def run(arguments: Arguments) -> int:
     if arguments.plot:
         check_picture(arguments.plot)
     list_pictures(options.data.folder)  # an empty folder is better known before the model is loaded
-    device = choose_device(arguments.device)
+    with join(arguments.device) as crew:
+        if arguments.resume and crew.size > 1:
+            raise InputError("--resume works with one process only; start this run without it, or without launch")
+        _train(arguments, options, output, crew)
+    return 0
+
+
+def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew) -> None:
+    """The run itself, alone or in a crew."""
+    device = choose_device(crew.device(arguments.device))
     pipe = load_base(options.model, device, arguments.base_dtype)
     data = options.data
     if options.own_resolution:
         data = dataclasses.replace(data, resolution=own_resolution(pipe))
-    dataset = encode(pipe, data)
-    prepared = prepare(pipe, dataset, options.train, device)
-    print("\n".join(summary(prepared, dataset, device)))
-    done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
-    if done:
-        print("this run is finished already; nothing was trained")
-    outcome = done or train_with_bar(prepared, output, resume=arguments.resume, dtype=DTYPES[arguments.dtype])
+    dataset = encode(pipe, data, silent=not crew.leads)
+    prepared = prepare(pipe, dataset, options.train, device, crew)
+    with averaged_gradients(prepared.trainable, crew):
+        if not crew.leads:
+            return follow(prepared)
+        print("\n".join(summary(prepared, dataset, device, crew.size)))
+        done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
+        if done:
+            print("this run is finished already; nothing was trained")
+        told = crew.metadata(prepared, dataset)
+        dtype = DTYPES[arguments.dtype]
+        outcome = done or train_with_bar(prepared, output, resume=arguments.resume, dtype=dtype, metadata=told)
     if arguments.plot:
         plot_losses(outcome.losses, arguments.plot, title=f"Training loss of {output.name}")
         print(f"loss curve: {arguments.plot.resolve()}")
     print(f"{rank_summary(outcome.adapter)}\nadapter: {outcome.path.resolve()}")
-    return 0
 
 
-def encode(pipe: Any, data: DataConfig) -> Dataset:
+def encode(pipe: Any, data: DataConfig, *, silent: bool = False) -> Dataset:
     """Read the folder and encode its pictures and captions, with a progress bar."""
     bar: Any = None
 
@@ -100,39 +119,50 @@ def encode(pipe: Any, data: DataConfig) -> Dataset:
         bar.update(done - bar.n)
 
     try:
-        return load_folder(data, DiffusersEncoder(pipe), progress)
+        return load_folder(data, DiffusersEncoder(pipe), None if silent else progress)
     finally:
         if bar:
             bar.close()
 
 
-def prepare(pipe: Any, dataset: Dataset, config: TrainConfig, device: torch.device) -> Run:
-    """A run of this configuration from its start."""
+def prepare(pipe: Any, dataset: Dataset, config: TrainConfig, device: torch.device, crew: Crew = ALONE) -> Run:
+    """A run of this configuration from its start, on this process's share of the pictures."""
     denoiser = DiffusersDenoiser(pipe)
     adapter = TriLoRA.create(
         denoiser.targets(), config.adapter, seed=config.seed, data_hash=dataset.content_hash, device=device
     )
-    return Run(config, denoiser, dataset, adapter)
+    return Run(crew.config(config), denoiser, crew.share(dataset), adapter)
 
 
-def summary(run: Run, dataset: Dataset, device: torch.device) -> list[str]:
+def summary(run: Run, dataset: Dataset, device: torch.device, processes: int = 1) -> list[str]:
     """What will be trained, on what, with what."""
     count = sum(parameter.numel() for parameter in run.trainable.trainable())
     pictures = f"{len(dataset)} pictures at {dataset.resolution} x {dataset.resolution}"
     word = f', trigger word "{dataset.trigger_word}"' if dataset.trigger_word else ""
     config = run.config
+    batch = " x ".join(
+        [f"{config.batch_size}"]
+        + [f"{config.optimizer.accumulation} accumulated"] * (config.optimizer.accumulation > 1)
+        + [f"{processes} processes"] * (processes > 1)
+    )
     return [
         *(f"left out: {problem}" for problem in dataset.skipped),
         f"pictures:   {pictures}, {len(set(dataset.captions))} captions{word}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
         f"adapter:    {len(run.trainable.branches)} layers, rank {config.adapter.rank}, {count:,} parameters",
-        f"run:        {config.steps} steps of batch {config.batch_size}"
-        f"{f' x {config.optimizer.accumulation}' if config.optimizer.accumulation > 1 else ''},"
-        f" learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
+        f"run:        {config.steps} steps of batch {batch}, learning rate {config.optimizer.learning_rate:g},"
+        f" seed {config.seed}",
     ]
 
 
-def train_with_bar(run: Run, output: Path, *, resume: bool = False, dtype: torch.dtype = torch.float16) -> Outcome:
+def train_with_bar(
+    run: Run,
+    output: Path,
+    *,
+    resume: bool = False,
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Outcome:
     """Train to the file with a progress bar that shows loss, learning rate and remaining time.
 
     A KeyboardInterrupt goes on with the name of the file that holds what was trained; a run that diverges or does not
@@ -154,7 +184,7 @@ def train_with_bar(run: Run, output: Path, *, resume: bool = False, dtype: torch
 
     try:
         return train_to_file(
-            run, output, metadata={}, resume=resume, dtype=dtype, on_step=on_step, on_stopped=kept.append
+            run, output, metadata=metadata, resume=resume, dtype=dtype, on_step=on_step, on_stopped=kept.append
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_where(run, kept)) from interrupt

@@ -1,0 +1,159 @@
+"""Training in two processes on the CPU (gloo): same adapter in both, gradients averaged, one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_pipeline import write_pictures, write_pipeline
+from tests.toy import ToyDenoiser, toy_dataset
+from trilora_core.__main__ import main
+from trilora_core.adapter import TriLoRA
+from trilora_core.cli.processes import Crew
+from trilora_core.config import AdapterConfig, TrainConfig
+from trilora_core.errors import InputError
+from trilora_core.fileformat import read_adapter, read_metadata
+from trilora_core.train import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What each of two processes does: two steps on its share of the toy data, then all of it for the test to compare.
+WORKER = """
+import sys
+import torch
+sys.path.insert(0, ".")
+from tests.test_cli_processes import toy_run
+from trilora_core.cli.processes import averaged_gradients, follow, join
+torch.set_num_threads(1)
+with join("cpu") as crew:
+    run = toy_run(crew)
+    with averaged_gradients(run.trainable, crew):
+        follow(run)
+    tensors = {name: value.detach() for name, value in run.trainable.named_parameters()}
+    torch.save(tensors, f"{sys.argv[1]}/{crew.rank}.pt")
+"""
+
+
+def toy_run(crew: Crew) -> Run:
+    config = TrainConfig(steps=1, batch_size=2, adapter=AdapterConfig(rank=2))
+    denoiser, dataset = ToyDenoiser(), toy_dataset(4)
+    adapter = TriLoRA.create(denoiser.targets(), config.adapter, seed=0, data_hash=dataset.content_hash)
+    return Run(crew.config(config), denoiser, crew.share(dataset), adapter)
+
+
+def gradients(crew: Crew) -> dict[str, torch.Tensor]:
+    """Of the first step of one process, before anything is averaged, clipped or applied."""
+    run = toy_run(crew)
+    with run.trainable.attach(run.denoiser.targets()):
+        run._backward(0)
+    return {name: value.grad for name, value in run.trainable.named_parameters()}
+
+
+def expected() -> dict[str, torch.Tensor]:
+    """One step by hand with the mean of both processes' gradients."""
+    first, second = (gradients(Crew(rank, 2)) for rank in range(2))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    run = toy_run(Crew())
+    for name, parameter in run.trainable.named_parameters():
+        parameter.grad = (first[name] + second[name]) / 2
+    torch.nn.utils.clip_grad_norm_(run.trainable.trainable(), run.config.optimizer.clip_norm)
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.config.optimizer.learning_rate
+    run.optimizer.step()
+    return {name: value.detach() for name, value in run.trainable.named_parameters()}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def environment(rank: int, port: str) -> dict[str, str]:
+    own = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    return {**os.environ, **own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run_both(argv: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    port = free_port()
+    both = [
+        subprocess.Popen(argv, cwd=ROOT, env=environment(rank, port), stdout=-1, stderr=-1, text=True)
+        for rank in range(2)
+    ]
+    try:
+        ends = [process.communicate(timeout=500) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return [subprocess.CompletedProcess(argv, p.returncode, *end) for p, end in zip(both, ends, strict=True)]
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_step_with_the_mean_of_their_gradients(tmp_path):
+    ended = run_both([sys.executable, "-c", WORKER, str(tmp_path)])
+    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, wanted in expected().items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], wanted, atol=1e-7), name
+
+
+@pytest.mark.timeout(600)
+def test_the_verb_writes_one_file_for_both(tmp_path):
+    pytest.importorskip("diffusers")
+    base, pictures = write_pipeline(tmp_path / "base"), write_pictures(tmp_path / "pictures")
+    output = tmp_path / "out" / "style.safetensors"
+    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--steps", "2"]
+    ended = run_both([sys.executable, "-m", "trilora_core", *argv, "--rank", "2", "--device", "cpu"])
+    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert "batch 1 x 2 processes" in ended[0].stdout
+    assert ended[1].stdout == ""
+    assert [path.name for path in output.parent.iterdir()] == ["style.safetensors"]
+    told = read_metadata(output)
+    assert (told["ss_num_train_images"], told["ss_total_batch_size"]) == ("3", "2")
+    assert len(read_adapter(output).layers) == 32
+
+
+def test_shares_cover_every_picture_once_and_noise_differs():
+    dataset = toy_dataset(5)
+    shares = [Crew(rank, 2).share(dataset) for rank in range(2)]
+    assert sorted(shares[0].names + shares[1].names) == sorted(dataset.names)
+    seeds = {Crew(rank, 2).config(TrainConfig(seed=7)).seed for rank in range(2)}
+    assert len(seeds) == 2 and 7 in seeds
+
+
+def test_more_processes_than_pictures_are_refused():
+    dataset = toy_dataset(4)
+    with pytest.raises(InputError, match="4 pictures for 5 processes"):
+        Crew(0, 5).share(dataset)
+
+
+def test_one_process_changes_nothing():
+    dataset, config = toy_dataset(4), TrainConfig(seed=7)
+    assert Crew().share(dataset).names == dataset.names
+    assert dataclasses.asdict(Crew().config(config)) == dataclasses.asdict(config)
+    assert Crew().device("cuda:1") == "cuda:1"
+
+
+def test_resume_in_several_processes_is_refused(tmp_path, monkeypatch, capsys):
+    pictures = write_pictures(tmp_path / "pictures")
+    for name, value in environment(0, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    argv = ["train", "--model", "m", "--data", str(pictures), "--output", str(tmp_path / "o.safetensors"), "--resume"]
+    assert main(argv) == 2
+    assert "--resume works with one process only" in capsys.readouterr().err

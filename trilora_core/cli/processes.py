@@ -1,0 +1,121 @@
+"""Several processes, one adapter: pictures split by rank, gradients averaged, the file written by the first.
+
+Each process is started by `accelerate launch`, holds the whole frozen model and its own share of the pictures. Only the
+adapter's gradients travel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from ..adapter import TriLoRA, derive_seed
+from ..config import TrainConfig
+from ..data import Dataset
+from ..errors import InputError
+from ..recompute import checkpointed
+from ..train import Run, train
+
+__all__ = ["ALONE", "Crew", "averaged_gradients", "follow", "join"]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """This process among those that train together: `rank` counts from 0, `local` is its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process reports and writes the file."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """The device for this process when the user asked for `name`: each takes the GPU of its number."""
+        own = self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
+        return f"cuda:{self.local}" if own else name
+
+    def share(self, dataset: Dataset) -> Dataset:
+        """Every size-th picture from the rank-th on; raises InputError when there are fewer pictures than processes."""
+        if len(dataset) < self.size:
+            raise InputError(f"{len(dataset)} pictures for {self.size} processes; start one per picture at most")
+        mine = slice(self.rank, None, self.size)
+        return dataclasses.replace(
+            dataset,
+            latents=dataset.latents[mine],
+            cond=dataset.cond[mine],
+            names=dataset.names[mine],
+            captions=dataset.captions[mine],
+        )
+
+    def config(self, config: TrainConfig) -> TrainConfig:
+        """The options with a seed of this process's own, so that no two draw the same noise."""
+        return config if self.leads else dataclasses.replace(config, seed=derive_seed(config.seed, "rank", self.rank))
+
+    def metadata(self, run: Run, dataset: Dataset) -> dict[str, str]:
+        """What the file says otherwise than the first process alone would; {} for one process."""
+        if self.size == 1:
+            return {}
+        config = run.config
+        return {
+            "ss_num_train_images": str(len(dataset)),
+            "ss_total_batch_size": str(self.size * config.batch_size * config.optimizer.accumulation),
+            "trilora.processes": str(self.size),
+            "trilora.fingerprint": f"{run.fingerprint()} x {self.size}",
+        }
+
+
+ALONE = Crew()
+
+
+@contextmanager
+def join(device: str) -> Iterator[Crew]:
+    """Take part in the group that `accelerate launch` started, if it did; alone otherwise."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    crew = Crew(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    on_gpu = crew.device(device).startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(crew.local)
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield crew
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def averaged_gradients(adapter: TriLoRA, crew: Crew) -> Iterator[None]:
+    """Start from the first process's parameters, and average every gradient over all processes as it is accumulated."""
+
+    def average(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        # averaging what was accumulated so far again changes nothing in it: it is the same everywhere
+        distributed.all_reduce(parameter.grad)
+        parameter.grad.div_(crew.size)
+
+    with ExitStack() as stack:
+        for parameter in adapter.trainable() if crew.size > 1 else ():
+            distributed.broadcast(parameter.data, 0)
+            stack.callback(parameter.register_post_accumulate_grad_hook(average).remove)
+        yield
+
+
+def follow(run: Run) -> None:
+    """Train beside the first process, which reports and writes the file."""
+    with ExitStack() as stack:
+        stack.enter_context(run.trainable.attach(run.denoiser.targets()))
+        if run.config.gradient_checkpointing:
+            stack.enter_context(checkpointed(run.denoiser.blocks()))
+        for _ in stack.enter_context(closing(train(run))):
+            pass

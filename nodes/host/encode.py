@@ -13,6 +13,8 @@ from .models import fingerprint_modules
 
 __all__ = ["HostEncoder", "normal"]
 
+NOT_IN_FILES = "text_projection.weight"  # left as found in memory by the host where SD1.5's file lacks it
+
 
 class HostEncoder:
     """The Encoder protocol over a host's CLIP and VAE; everything that it returns may be used in training."""
@@ -32,7 +34,7 @@ class HostEncoder:
             (f"{kind}.{options}.{name}", weight)
             for kind, module in modules.items()
             for name, weight in module.named_parameters()
-            if weight.ndim > 1
+            if weight.ndim > 1 and not name.endswith(NOT_IN_FILES)
         )
 
     def pictures(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 
 from .discovery import Host
 from .in_process import run_in_host
+from .models import sd15_clip_checkpoint
 
 FLUX_SINCE = (0, 14)  # older hosts fix Flux's width at 3072, which is too large for a test
 LAYERS = {"sd15": 32, "sdxl": 80, "sd3": 19, "flux": 12}
@@ -80,3 +81,76 @@ def test_the_host_knows_that_it_trains(host: Host, answer: dict[str, Any]) -> No
 
 def test_a_base_has_one_fingerprint_on_all_hosts(host: Host, newest_host: Host) -> None:
     assert measured(host)["sd15"]["fingerprint"] == measured(newest_host)["sd15"]["fingerprint"]
+
+
+@cache
+def bounds(host: Host) -> dict[str, Any]:
+    """What bridge_training_bounds.py found, from one process for each host."""
+    return run_in_host(host, "bridge_training_bounds", {"checkpoint": str(sd15_clip_checkpoint())}, timeout=900)
+
+
+def test_models_that_cannot_be_trained_are_refused(host: Host) -> None:
+    refused = bounds(host)["refused"]
+    assert refused["sd2"] == (
+        "InputError: this model is a BaseModel (SD20); training knows SD 1.5, SDXL, SD3, Flux: give a model of one of"
+        " these kinds"
+    )
+    assert "takes 9 channels where a text-to-image model takes 4" in refused["inpainting"]
+
+
+def test_data_of_another_model_is_refused(host: Host) -> None:
+    refused = bounds(host)["refused"]
+    assert refused["latents"] == (
+        "InputError: latents of shape (1, 4, 8, 8) do not fit this model, which wants (pictures, 16, h, w): make the"
+        " data set with the VAE that belongs to the model"
+    )
+    assert "2 latents came with 1 conditions" in refused["conditions"]
+
+
+def test_a_patched_base_trains_patched_and_sigma_sees_the_unpatched(host: Host) -> None:
+    assert bounds(host)["patched"] == {
+        "trains_patched": True,
+        "sigma_from_base": True,
+        "others_plain": 1,
+        "one_fingerprint": True,
+        "restored": True,
+    }
+
+
+def test_times_are_the_models_own(host: Host) -> None:
+    for kind, found in bounds(host)["times"].items():
+        times, (low, high) = found["times"], found["ends"]
+        assert times == sorted(times)
+        assert times[0] == pytest.approx(low) and times[-1] == pytest.approx(high)
+        signal = [1.0] * 4 if kind == "sd15" else [1 - time for time in times]
+        wanted = [(level / time) ** 2 for level, time in zip(signal, times, strict=True)]
+        assert found["snr"] == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+    assert bounds(host)["times"]["sd15"]["step"] == 500
+    assert bounds(host)["times"]["sd3"]["times"][2] == pytest.approx(3 * 0.501 / (1 + 2 * 0.501), rel=1e-5)  # shift 3
+
+
+def test_a_v_model_regresses_on_v(host: Host) -> None:
+    assert bounds(host)["v_target"] < 1e-5
+
+
+def test_a_half_precision_base_is_trained_on_as_it_is(host: Host) -> None:
+    half = bounds(host)["half"]
+    assert half["weights"] == ["torch.float16"]
+    assert half["gradient"] == half["gradient"] and half["gradient"] != 0.0
+
+
+def test_pictures_and_captions_are_encoded_for_training(host: Host) -> None:
+    found = bounds(host)["encoder"]
+    assert found["latents"] == [2, 4, 8, 8] and found["dtype"] == "torch.float32"
+    assert found["tokens"] == [[1, 77, 768], [1, 77, 768]]
+    assert found["repeatable"] and found["unlike"] and not found["inference"]
+
+
+def test_the_encoders_fingerprint_is_of_its_content(host: Host) -> None:
+    found = bounds(host)["encoder"]
+    assert found["same_fingerprint"] and found["other_fingerprint"]
+    assert found["without_vae"].startswith("InputError: the vae input is empty")
+
+
+def test_the_interrupt_is_known_by_name(host: Host) -> None:
+    assert bounds(host)["interrupt"][0] == "InterruptProcessingException"

@@ -43,10 +43,10 @@ def _measure(pack: Any, kind: str) -> dict[str, Any]:
             answer[name] = _difference(got, wanted)
             answer[f"{name}_calls"] = len(calls)
         with adapter.attach(targets), bridge.recomputed(denoiser):
-            answer["one_by_one"] = _difference(_one_by_one(denoiser, adapter, batch, times), got)
+            answer["one_by_one"] = _overall(_one_by_one(denoiser, adapter, batch, times), got)
         if kind == "sd15":
             with adapter.attach(targets):
-                answer["native"] = _difference(_native(denoiser, adapter, batch, times), wanted)
+                answer["native"] = _overall(_native(denoiser, adapter, batch, times), wanted)
         answer["trained"] = sorted({name.rpartition(".")[2] for name, g in wanted.items() if g.abs().max() > 0})
         answer["untouched_layers"] = [name for name, g in wanted.items() if name.endswith(".up") and not g.any()]
         answer["in_training"] = getattr(bridge.management, "in_training", None)
@@ -235,6 +235,12 @@ def _difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     assert got.keys() == wanted.keys()
     floor = 1e-3 * sum(value.norm() for value in wanted.values()) / len(wanted)
     return max(float((got[name] - value).norm() / value.norm().clamp(min=floor)) for name, value in wanted.items())
+
+
+def _overall(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The relative error of all gradients as one vector."""
+    wrong = torch.cat([(got[name] - value).flatten() for name, value in wanted.items()])
+    return float(wrong.norm() / torch.cat([value.flatten() for value in wanted.values()]).norm())
 
 
 def _contents(model: Any) -> str:

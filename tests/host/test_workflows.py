@@ -1,0 +1,179 @@
+"""The whole path in the real ComfyUI, over its HTTP interface: train, save, load, apply, merge, cancel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from . import workflow
+from .client import Graph, Outcome, Refused
+from .server import PACK_NAME, Server
+
+LORA = "trilora/my_style.safetensors"
+
+
+def picture(server: Server, graph: Graph, node: str = "save") -> np.ndarray:
+    (image,) = server.client.images(server.client.run(graph), node)
+    return image.astype(int)
+
+
+@pytest.fixture(scope="module")
+def before(server: Server) -> np.ndarray:
+    """What the base model draws before anything of ours has run."""
+    return picture(server, workflow.sampling())
+
+
+@pytest.fixture(scope="module")
+def trained(server: Server, before: np.ndarray) -> tuple[Graph, Outcome]:
+    """The shipped training workflow, run at a small size."""
+    graph = workflow.small(workflow.load_workflow("train_style", server.client.object_info()))
+    return graph, server.client.run(graph)
+
+
+def test_pack_is_the_one_under_test(server: Server) -> None:
+    assert (server.base / "custom_nodes" / PACK_NAME).resolve() == Path(__file__).resolve().parents[2]
+
+
+def test_training_workflow_writes_a_lora_and_changes_the_picture(
+    server: Server, trained: tuple[Graph, Outcome]
+) -> None:
+    graph, outcome = trained
+    (without,) = server.client.images(outcome, workflow.find(graph, "PreviewImage"))
+    (with_adapter,) = server.client.images(outcome, workflow.find(graph, "SaveImage"))
+    assert np.abs(without.astype(int) - with_adapter.astype(int)).mean() > 1
+    with safe_open(server.loras / LORA, "np") as file:
+        assert file.metadata()["ss_base_model_version"].startswith("sd_")
+        assert len(list(file.keys())) == 3 * 32  # down, up, alpha of the 32 attention linears
+    assert LORA in workflow.text(outcome.outputs, workflow.find(graph, "TrainTriLoRA"))
+
+
+def test_base_model_is_bit_equal_after_training(
+    server: Server, before: np.ndarray, trained: tuple[Graph, Outcome]
+) -> None:
+    again = workflow.sampled_again(workflow.sampling(), 1)
+    outcome = server.client.run(again)
+    assert "checkpoint" in outcome.cached, "the model was loaded anew, which shows nothing"
+    assert np.array_equal(server.client.images(outcome, "save")[0], before)
+
+
+def test_same_seed_same_tensors(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    for name in ("twin_a", "twin_b"):
+        server.client.run(workflow.training(name, resume=name == "twin_b"))
+    first, second = (load_file(server.loras / "trilora" / f"{name}.safetensors") for name in ("twin_a", "twin_b"))
+    assert first.keys() == second.keys() and all((first[key] == second[key]).all() for key in first)
+
+
+def test_other_seed_other_tensors(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    for seed in (0, 1):
+        server.client.run(workflow.training(f"seed_{seed}", seed=seed))
+    first, second = (load_file(server.loras / "trilora" / f"seed_{seed}.safetensors") for seed in (0, 1))
+    assert any((first[key] != second[key]).any() for key in first)
+
+
+def test_finished_run_is_read_from_the_disk(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    graph, _ = trained
+    files = workflow.files_below(server.loras)
+    server.client.free()
+    outcome = server.client.run(graph)
+    assert "Already trained" in workflow.text(outcome.outputs, workflow.find(graph, "TrainTriLoRA"))
+    assert workflow.files_below(server.loras) == files
+
+
+def test_apply_workflow_changes_the_picture(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    graph = workflow.small(workflow.load_workflow("load_apply_sample", server.client.object_info()))
+    graph = workflow.changed(graph, {"LoadTriLoRA": {"lora_name": LORA}})
+    save = workflow.find(graph, "SaveImage")
+    drawn = {
+        strength: picture(server, workflow.changed(graph, {"ApplyTriLoRA": {"strength": strength}}), save)
+        for strength in (-1.0, 0.0, 1.0, 2.0)
+    }
+    for strength in (-1.0, 1.0, 2.0):
+        assert np.abs(drawn[strength] - drawn[0.0]).mean() > 1, f"strength {strength} draws what strength 0 draws"
+
+
+def test_strength_zero_is_bit_equal_to_no_adapter(
+    server: Server, before: np.ndarray, trained: tuple[Graph, Outcome]
+) -> None:
+    assert np.array_equal(picture(server, workflow.with_adapter(workflow.sampling(), LORA, 0.0)), before)
+
+
+def test_the_native_loader_draws_the_same(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    ours = picture(server, workflow.with_adapter(workflow.sampling(), LORA, 1.0))
+    graph = workflow.sampling(model=["native", 0])
+    inputs = {"model": ["checkpoint", 0], "lora_name": LORA, "strength_model": 1.0}
+    graph["native"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+    assert np.abs(picture(server, graph) - ours).max() <= 1
+
+
+def test_apply_nodes_stack(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    once = workflow.with_adapter(workflow.sampling(), LORA, 0.5)
+    inputs = {"model": ["apply", 0], "trilora": ["load", 0], "strength": 0.5, "strength_clip": 0.5}
+    once["second"] = {"class_type": "ApplyTriLoRA", "inputs": inputs}
+    once["sampler"]["inputs"]["model"] = ["second", 0]
+    whole = picture(server, workflow.with_adapter(workflow.sampling(), LORA, 1.0))
+    assert np.abs(picture(server, once) - whole).max() <= 1
+
+
+def test_merge_and_save(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    """Three quarters and one quarter of the same adapter are that adapter, through a file too."""
+    weights = {"weight_a": 0.75, "weight_b": 0.25, "method": "sum", "rank": 0}
+    graph: dict[str, dict[str, Any]] = {
+        "load": {"class_type": "LoadTriLoRA", "inputs": {"lora_name": LORA}},
+        "merge": {
+            "class_type": "MergeTriLoRA",
+            "inputs": {"trilora_a": ["load", 0], "trilora_b": ["load", 0], **weights},
+        },
+        "save": {
+            "class_type": "SaveTriLoRA",
+            "inputs": {"trilora": ["merge", 0], "filename_prefix": "trilora/merged", "dtype": "fp32"},
+        },
+    }
+    files = workflow.files_below(server.loras)
+    server.client.run(graph)
+    (merged,) = workflow.files_below(server.loras) - files
+    ours = picture(server, workflow.with_adapter(workflow.sampling(), LORA, 1.0))
+    assert np.abs(picture(server, workflow.with_adapter(workflow.sampling(), merged, 1.0)) - ours).max() <= 1
+
+
+def test_progress_and_cancel(server: Server, before: np.ndarray, trained: tuple[Graph, Outcome]) -> None:
+    """Cancel ends the run within a step, keeps what was trained, and leaves the model as it was."""
+    files = workflow.files_below(server.loras)
+    with server.client.listen() as events:
+        prompt = server.client.queue(workflow.training("cancelled", steps=5000))
+        while not any(said.startswith("step ") for node, said in events.of("text") if node == "train"):
+            events.wait_for("text", len(events.of("text")) + 1)
+        server.client.interrupt()
+        outcome = server.client.wait(prompt, timeout=60)
+    assert outcome.status == "interrupted"
+    assert any(data["node"] == "train" and data["max"] == 5000 for data in events.of("progress"))
+    kept = workflow.files_below(server.loras) - files
+    assert any(name.startswith("trilora/cancelled") and name.endswith(".safetensors") for name in kept), kept
+    assert "trilora/cancelled.safetensors" not in kept, "a stopped run must be told from a finished one by its name"
+    assert np.array_equal(picture(server, workflow.sampled_again(workflow.sampling(), 2)), before)
+
+
+def test_bad_input_is_named(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    (server.base / "input" / "empty").mkdir(exist_ok=True)
+    broken = server.base / "input" / "broken"
+    broken.mkdir(exist_ok=True)
+    (broken / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (server.loras / "cut.safetensors").write_bytes((server.loras / LORA).read_bytes()[:5000])
+    graph = workflow.training("bad")
+    for folder, expected in (("empty", "empty"), ("broken", "cut.png")):
+        outcome = server.client.wait(
+            server.client.queue(workflow.changed(graph, {"TriLoRADataset": {"folder": folder}}))
+        )
+        assert outcome.status == "error" and expected in outcome.error
+    cut = workflow.with_adapter(workflow.sampling(), "cut.safetensors", 1.0)
+    outcome = server.client.wait(server.client.queue(cut))
+    assert outcome.status == "error" and "cut.safetensors" in outcome.error
+    for bad in ({"rank": 0}, {"steps": 0}, {"batch_size": 0}):
+        with pytest.raises(Refused):
+            server.client.queue(workflow.training("bad", **bad))
+    with pytest.raises(Refused, match="outside"):
+        server.client.queue(workflow.changed(graph, {"TriLoRADataset": {"folder": "../outside"}}))

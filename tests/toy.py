@@ -57,6 +57,8 @@ class ToyDenoiser:
     base_name = "toy"
     base_fingerprint = "toy-0"
     compute_dtype = torch.float32
+    prediction_type = "flow"
+    in_place_safe = True
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)

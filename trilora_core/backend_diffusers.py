@@ -54,6 +54,7 @@ class DiffusersDenoiser:
         self.base_fingerprint = _fingerprint([pipe.unet])
         self.compute_dtype: torch.dtype = pipe.unet.dtype
         self.prediction_type = _prediction_type(pipe)
+        self.in_place_safe = True
         self.alphas = _alphas(pipe.scheduler)
         self._scale, self._shift = pipe.vae.config.scaling_factor, getattr(pipe.vae.config, "shift_factor", None) or 0.0
         self._pixels = pipe.vae_scale_factor

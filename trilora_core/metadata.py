@@ -127,7 +127,7 @@ def _modelspec(run: Run, name: str) -> dict[str, str]:
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.tags": "trilora",
-        "modelspec.prediction_type": str(getattr(run.denoiser, "prediction_type", "")),
+        "modelspec.prediction_type": run.denoiser.prediction_type.removesuffix("_prediction"),
         "modelspec.trigger_phrase": word,
         "modelspec.usage_hint": f"Put {word} into the prompt." if word else "",
     }

@@ -83,16 +83,16 @@ def train_to_file(
     anything is trained.
     """
     check_writable(output.parent)
-    state = state_path(output)
+    state, denoiser = state_path(output), run.denoiser
     if resume and state.is_file():
         load_state(state, run)
     started = time.time()
     keep = _Keeper(run, output, dict(metadata), dtype, started, on_stopped)
     try:
         with ExitStack() as stack:
-            stack.enter_context(run.trainable.attach(run.denoiser.targets()))
+            stack.enter_context(run.trainable.attach(denoiser.targets()))
             if run.config.gradient_checkpointing:
-                stack.enter_context(checkpointed(run.denoiser.blocks()))
+                stack.enter_context(checkpointed(denoiser.blocks(), in_place_safe=denoiser.in_place_safe))
             for step in stack.enter_context(closing(train(run))):
                 if run.config.save_every and step.step % run.config.save_every == 0 and step.step < step.steps:
                     save_state(state, run)

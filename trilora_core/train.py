@@ -34,7 +34,13 @@ class Denoiser(Protocol):
     architecture: str  # "sd15", "sdxl", "sd3", "flux" or "toy"
     base_name: str
     base_fingerprint: str
-    compute_dtype: torch.dtype  # of the model's own arithmetic when nothing is autocast
+    prediction_type: str  # "epsilon", "v", "v_prediction" (the same, in diffusers) or "flow"
+    in_place_safe: bool  # False: blocks overwrite what they were given, and checkpointing must copy it
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the model's own arithmetic when nothing is autocast."""
+        ...
 
     def targets(self) -> dict[str, Target]:
         """The layers to adapt, by canonical file stem."""

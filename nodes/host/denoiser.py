@@ -38,6 +38,12 @@ class HostDenoiser:
         return self.model.manual_cast_dtype or self.model.get_dtype()
 
     @property
+    def prediction_type(self) -> str:
+        """What the network predicts, by its name in file metadata: "epsilon", "v" or "flow"."""
+        kinds = {base.__name__ for base in type(self.model.model_sampling).__mro__}
+        return "v" if "V_PREDICTION" in kinds else "flow" if "CONST" in kinds else "epsilon"
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.patcher.load_device

@@ -142,11 +142,35 @@ def base_name(patcher: Any) -> str:
 
 
 def fingerprint(patcher: Any) -> str:
-    """Which base this is, by content: shapes and samples of the unpatched attention weights, the same on any device."""
-    return fingerprint_modules(
-        (stem, target.module.weight if target.weight is None else target.weight)
-        for stem, target in targets(patcher).items()
-    )
+    """Which base this is, by content: the unpatched attention weights, what is patched onto them, its noise schedule.
+
+    Samples of the values, the same on any device.
+    """
+    weights = [(stem, target.module.weight if target.weight is None else target.weight)
+               for stem, target in targets(patcher).items()]  # fmt: skip
+    sampling = patcher.get_model_object("model_sampling")
+    kind = "|".join(base.__name__ for base in type(sampling).__mro__)
+    return fingerprint_modules([*weights, (kind, sampling.sigmas), *_patches(patcher)])
+
+
+def _patches(patcher: Any) -> Iterator[tuple[str, Tensor]]:
+    """Everything that other nodes have put onto the model's weights, in a fixed order."""
+    for key, entries in sorted(patcher.patches.items()):
+        for strength, change, strength_model, offset, _ in entries:
+            about = f"{key}|{type(change).__name__}|{strength}|{strength_model}|{offset}"
+            yield from ((about, tensor) for tensor in _tensors(getattr(change, "weights", change)))
+    for name, injections in sorted(patcher.injections.items()):
+        for injection in injections:
+            for part in getattr(injection, "parts", ()):
+                yield from ((f"{name}|{part.path}|{part.rows}", tensor) for tensor in (part.up, part.down))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
 
 
 def fingerprint_modules(weights: Any) -> str:

@@ -195,7 +195,6 @@ def _draw_heat(figure: Any, axes: Any, table: Any, names: Sequence[str]) -> None
     bar = figure.colorbar(image, ax=axes, pad=0.02, extend="min")
     decades = numpy.arange(math.ceil(top - _DECADES), math.floor(top) + 1)
     bar.set_ticks(decades, labels=[f"$10^{{{int(decade)}}}$" for decade in decades])
-    bar.set_label("singular value", color=_INK)
     bar.outline.set_visible(False)
 
 
@@ -219,7 +218,7 @@ def _row_labels(names: Sequence[str]) -> tuple[list[float], list[str]]:
 
 
 def _block(short: str) -> str:
-    found = re.match(r"\D*\d*", short)
+    found = re.match(r"[^\d.]*\d*", short)
     return found.group().strip() if found else short
 
 

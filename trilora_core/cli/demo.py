@@ -118,13 +118,13 @@ def _comfyui_lines() -> list[str]:
     if host is None:
         return ["  in ComfyUI: see README.md"]
     lines = [f"  the same in the ComfyUI at {host}"]
+    windows = os.name == "nt"
+    link, copy = ("mklink /D {1} {0}", "xcopy /E /I {0} {1}") if windows else ("ln -s {0} {1}", "cp -r {0} {1}")
     if host / "custom_nodes" not in REPOSITORY.parents:
-        lines.append(f'    ln -s "{REPOSITORY}" "{host / "custom_nodes" / "trilora"}"')
-    lines.append(f'    cp -r "{PICTURES}" "{host / "input" / "zorblin"}"')
-    lines.append(
-        "    start it, open Workflow > Browse Templates > trilora > train_style, choose your checkpoint and the"
-    )
-    lines.append(f'    folder zorblin, set the trigger word to "{TRIGGER_WORD}", and queue it')
+        lines.append("    " + link.format(f'"{REPOSITORY}"', f'"{host / "custom_nodes" / "trilora"}"'))
+    lines.append("    " + copy.format(f'"{PICTURES}"', f'"{host / "input" / "zorblin"}"'))
+    lines.append("    start it, open Workflow > Browse Templates > trilora > train_style, choose your")
+    lines.append(f'    checkpoint and the folder zorblin, set the trigger word to "{TRIGGER_WORD}", and queue it')
     return lines
 
 

@@ -38,8 +38,8 @@ class SaveTriLoRA(io.ComfyNode):
                     "dtype",
                     options=list(DTYPES),
                     default="fp16",
-                    tooltip="Number format. fp16: half the size of fp32, exact to 1e-4 of the change. "
-                    "bf16: the same size, exact to 1e-3. fp32: for further work on the adapter.",
+                    tooltip="Number format. fp16: half the size of fp32, exact to 0.0003 of the change. "
+                    "bf16: the same size, exact to 0.003. fp32: for further work on the adapter.",
                 ),
             ],
             outputs=[],

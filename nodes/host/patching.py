@@ -22,7 +22,7 @@ from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter, Layer
 from ...trilora_core.keys import guess_architecture
 from ...trilora_core.spectral import balanced
-from . import runtime
+from . import runtime, saving
 
 __all__ = ["apply"]
 
@@ -107,6 +107,7 @@ def _patch(patcher: Any, matches: Mapping[str, _Match], strength: float) -> None
         patcher.add_patches(merged, strength)
     if hooked:
         runtime.install(patcher, hooked)
+        saving.prepare(patcher)
         log.info(
             "TriLoRA: %d of %d layers are fp8 or quantised: they are adapted while the model runs",
             len(hooked),
@@ -141,9 +142,7 @@ def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bo
             f"{len(missing)} layers ({_some(missing)}); {advice}"
         )
     if of_text and not with_text:
-        log.info(
-            "TriLoRA: %d layers belong to a text encoder; connect clip to use them: %s", len(of_text), _some(of_text)
-        )
+        log.info("TriLoRA: connect clip to use the text encoder's layers too: %s", _some(of_text))
         missing = [stem for stem in missing if stem not in set(of_text)]
     if missing:
         counts = f"{len(missing)} of {len(adapter.layers)} layers"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.utils
-from comfy.patcher_extension import CallbacksMP, PatcherInjection
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Part", "install", "possible", "rounds_away"]
+__all__ = ["Hooks", "Part", "install", "possible", "rounds_away"]
 
 NAME = "trilora"
 
@@ -57,24 +57,24 @@ class Part:
         return self._cast[place]
 
 
-class _Hooks:
-    """The hooks of one adapter on every host model that it is loaded on."""
+class Hooks:
+    """The hooks of one adapter on every host model that it is loaded on, as an injection of the host."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._handles: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
 
     def inject(self, patcher: Any) -> None:
         """Hook the layers of the patcher's model; a second call changes nothing."""
         self.eject(patcher)
-        modules = [(comfy.utils.get_attr(patcher.model, part.path), part) for part in self._parts]
+        modules = [(comfy.utils.get_attr(patcher.model, part.path), part) for part in self.parts]
         self._handles[patcher.model] = [module.register_forward_hook(part) for module, part in modules]
 
     def eject(self, patcher: Any) -> None:
         """Take the hooks off again; harmless where there are none."""
         for handle in self._handles.pop(patcher.model, []):
             handle.remove()
-        for part in self._parts:
+        for part in self.parts:
             part.forget()
 
 
@@ -95,8 +95,7 @@ def possible(module: nn.Module, where: Any) -> bool:
 
 def install(patcher: Any, parts: Sequence[Part]) -> None:
     """Have the host hook these layers whenever it loads the patcher's model, and unhook them when it unloads it."""
-    hooks = _Hooks(parts)
-    patcher.set_injections(f"{NAME}_{uuid.uuid4().hex}", [PatcherInjection(hooks.inject, hooks.eject)])
+    patcher.set_injections(f"{NAME}_{uuid.uuid4().hex}", [Hooks(parts)])
     patcher.remove_callbacks_with_key(CallbacksMP.ON_CLONE, NAME)
     patcher.add_callback_with_key(CallbacksMP.ON_CLONE, NAME, _not_injected)
     _not_injected(None, patcher)

@@ -13,21 +13,27 @@ EXACT = 2e-6  # relative, float32
 
 
 @pytest.fixture(scope="module")
-def merged(host: Host) -> dict[str, Any]:
-    """Figures of the path that patches weights."""
+def figures(host: Host) -> dict[str, Any]:
+    """Everything from one start of the host."""
     return run_in_host(host, "bridge_apply")
 
 
-@pytest.fixture(scope="module")
-def runtime(host: Host) -> dict[str, Any]:
-    """Figures of the path that leaves fp8 and quantised weights alone."""
-    return run_in_host(host, "bridge_apply_runtime")
+@pytest.fixture
+def merged(figures: dict[str, Any]) -> dict[str, Any]:
+    """The path that patches weights."""
+    return figures["merged"]
 
 
-@pytest.fixture(scope="module")
-def nodes(host: Host) -> dict[str, Any]:
+@pytest.fixture
+def runtime(figures: dict[str, Any]) -> dict[str, Any]:
+    """The path that leaves fp8 and quantised weights alone."""
+    return figures["runtime"]
+
+
+@pytest.fixture
+def nodes(figures: dict[str, Any]) -> dict[str, Any]:
     """What the node classes did and said."""
-    return run_in_host(host, "bridge_apply_nodes")
+    return figures["nodes"]
 
 
 def test_strengths(merged: dict[str, Any]) -> None:
@@ -131,7 +137,13 @@ def test_quantised_weights(host: Host, runtime: dict[str, Any]) -> None:
     if found is None:
         pytest.skip(f"ComfyUI {host.name} has no quantised tensors")
     assert found["class"] == "QuantizedTensor" and found["error"] < EXACT
-    assert found["merged"] == 3 and found["off"] == 0
+    assert found["merged"] == 3 and found["off"] == 0 and found["saved"] > 0.98
+
+
+def test_fp8_save_checkpoint_holds_the_change(runtime: dict[str, Any]) -> None:
+    found = runtime["saved"]
+    assert found["cosine"] > 0.98 and found["dtype"] == "torch.float8_e4m3fn" and found["changed"] == 4
+    assert found["same_after"] and found["differs"] > 1e-3 and found["restored"]
 
 
 def test_names_in_saved_workflows(nodes: dict[str, Any]) -> None:

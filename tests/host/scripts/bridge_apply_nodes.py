@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from . import bridge_apply_models as models
-from .bridge_apply import SHAPES, K, Q
+from .bridge_apply_merged import SHAPES, K, Q
 
 
-def main(pack, arguments):
+def figures(pack, arguments):
     extension = asyncio.run(pack.comfy_entrypoint())
     nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
     base = Path(arguments["base_directory"])

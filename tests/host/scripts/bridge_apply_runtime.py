@@ -14,15 +14,15 @@ import comfy.utils
 import torch
 
 from . import bridge_apply_models as models
-from .bridge_apply import CONV, PROJ, SHAPES, TEXT, K, Q, key_of, predict, sample
+from .bridge_apply_merged import CONV, PROJ, SHAPES, TEXT, K, Q, key_of, predict, sample
 
 FP8 = torch.float8_e4m3fn
 
 
-def main(pack, arguments):
+def figures(pack, arguments):
     apply = import_module(".nodes.host.patching", pack.__name__).apply
     with torch.inference_mode():
-        checks = (exact, stacked, rows, text, lowvram, lives, clones, beside_native, beside_hooks, quantised)
+        checks = (exact, stacked, rows, text, lowvram, lives, clones, beside_native, beside_hooks, quantised, saved)
         return {check.__name__: check(pack, apply, Path(arguments["base_directory"])) for check in checks}
 
 
@@ -259,11 +259,45 @@ def quantised(pack, apply, folder):
     layer.quant_format, layer.layout_type = "float8_e4m3fn", "TensorCoreFP8E4M3Layout"
     layer.weight = torch.nn.Parameter(QuantizedTensor.from_float(old.data, layer.layout_type), requires_grad=False)
     setattr(comfy.utils.get_attr(model.model, parent), name, layer)
-    made = models.adapter(pack, SHAPES, size=0.05)
+    plain = layer.weight.dequantize().double()
+    made = models.adapter(pack, SHAPES, size=0.5)
     patched, _ = apply(made, model, 1.0)
     x = inputs(Q)
     found = gain(patched, model, Q, x)
     result = {"class": type(layer.weight).__name__, "error": models.error(found, wanted(made, Q, x)),
               "merged": len(patched.patches), "off": models.hooks_on(models.load(model))}  # fmt: skip
+    comfy.sd.save_checkpoint(str(folder / "quantised.safetensors"), patched)
+    file = comfy.utils.load_torch_file(str(folder / "quantised.safetensors"))
+    scale = file["model." + key.removesuffix("weight") + "weight_scale"].double()
+    written = file["model." + key].double() * scale - plain
+    result["saved"] = models.cosine(written, models.change(made, Q))
     models.unload()
     return result
+
+
+def saved(pack, apply, folder):
+    """Save Checkpoint on fp8 holds what merging would give, and nothing of it stays in the model."""
+    model = models.unet(FP8)
+    made = models.adapter(pack, SHAPES, size=1.0)
+    base = models.snapshot(model)
+    patched, _ = apply(made, model, 1.0)
+    before = predict(patched)
+    comfy.sd.save_checkpoint(str(folder / "fp8_merged.safetensors"), patched)
+    after, plain = predict(patched), predict(model)
+    models.unload()
+    file = comfy.utils.load_torch_file(str(folder / "fp8_merged.safetensors"))
+    cosines = []
+    for stem in SHAPES:
+        key = key_of(model, stem)
+        found = (file["model." + key].double() - base[key].double()).flatten(1)
+        cosines.append(models.cosine(found, models.change(made, stem)))
+    weights = [key for key in base if "model." + key in file]
+    changed = [key for key in weights if file["model." + key].double().ne(base[key].double()).any()]
+    return {
+        "cosine": min(cosines),
+        "dtype": str(file["model." + key_of(model, Q)].dtype),
+        "changed": len(changed),
+        "same_after": torch.equal(before, after),
+        "differs": models.error(before, plain),
+        "restored": models.same(models.snapshot(model), base) and not models.hooks_on(model.model),
+    }

@@ -57,7 +57,7 @@ class _Match:
     @property
     def hooked(self) -> bool:
         """True where the change is added to the layer's output instead of to the weight."""
-        return runtime.rounds_away(self.weight) and runtime.possible(self.module, self.where)
+        return runtime.rounds_away(self.module, self.weight) and runtime.possible(self.module, self.where)
 
 
 def apply(

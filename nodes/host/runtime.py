@@ -78,10 +78,11 @@ class Hooks:
             part.forget()
 
 
-def rounds_away(weight: Tensor) -> bool:
+def rounds_away(module: nn.Module, weight: Tensor) -> bool:
     """True for weights too coarse to hold a small change: fp8 (by dtype) and quantised (by dtype or tensor class)."""
-    plain = type(weight) in (Tensor, nn.Parameter)
-    return not plain or not weight.is_floating_point() or weight.element_size() == 1
+    # A host that pages weights in keeps the file's dtype in the tensor and the one that it will use on the module.
+    dtype = getattr(module, "weight_comfy_model_dtype", None) or weight.dtype
+    return type(weight) not in (Tensor, nn.Parameter) or not dtype.is_floating_point or dtype.itemsize == 1
 
 
 def possible(module: nn.Module, where: Any) -> bool:

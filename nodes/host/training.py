@@ -13,11 +13,7 @@ from torch import Tensor, nn
 from ...trilora_core.errors import InputError
 from . import models
 
-__all__ = ["Interrupted", "raise_if_interrupted", "trainable_patcher", "training"]
-
-# An Exception in older hosts, a BaseException in newer ones: `except Interrupted` is right in all.
-Interrupted: type[BaseException] = comfy.model_management.InterruptProcessingException
-raise_if_interrupted = comfy.model_management.throw_exception_if_processing_interrupted
+__all__ = ["trainable_patcher", "training"]
 
 EVERYTHING = 1e20  # bytes: have the host move its other models off the device
 SAVED_BY_NORMS = ("img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "pre_norm")

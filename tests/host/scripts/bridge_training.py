@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from typing import Any
 
@@ -257,11 +257,9 @@ def _clean(model: Any) -> bool:
 def _after_error(bridge: _Bridge, patcher: Any) -> bool:
     """Leave the contexts by the host's own interrupt; the model must be as before."""
     objects = _objects(patcher.model)
-    try:
-        with _everything(bridge, patcher):
-            raise bridge.training.Interrupted
-    except bridge.training.Interrupted:
-        pass
+    interrupt = bridge.management.InterruptProcessingException
+    with suppress(interrupt), _everything(bridge, patcher):
+        raise interrupt
     flag = getattr(bridge.management, "in_training", False)
     return _clean(patcher.model) and _objects(patcher.model) == objects and not flag
 

@@ -23,9 +23,8 @@ def main(pack: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "patched": _patched(bridge),
         "times": {kind: _times(bridge, kind) for kind in ("sd15", "sd3")},
         "v_target": _v_target(bridge),
-        "half": _half(bridge),
+        "half": {name: _half(bridge, getattr(torch, name)) for name in ("float16", "float8_e4m3fn")},
         "encoder": _encoder(bridge, arguments["checkpoint"]),
-        "interrupt": [kind.__name__ for kind in bridge["training"].Interrupted.__mro__],
     }
 
 
@@ -73,7 +72,8 @@ def _patched(bridge: Any) -> dict[str, Any]:
             "trains_patched": torch.allclose(module.weight, base + 0.5),
             "sigma_from_base": torch.equal(target.base_weight(), base),
             "others_plain": sum(target.weight is not None for target in targets.values()),
-            "one_fingerprint": bridge["models"].fingerprint(patcher) == early == bridge["models"].fingerprint(plain),
+            "same_loaded_or_not": bridge["models"].fingerprint(patcher) == early,
+            "own_fingerprint": early != bridge["models"].fingerprint(plain),
         }
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([plain])
@@ -111,13 +111,13 @@ def _v_target(bridge: Any) -> float:
     return float((target - wanted).abs().max() / wanted.abs().max())
 
 
-def _half(bridge: Any) -> dict[str, Any]:
-    """A base in float16: computed as the host does, gradients finite, weights untouched."""
+def _half(bridge: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """A base in fewer bits: computed as the host does, gradients finite, weights untouched."""
     import comfy.sd
 
     weights = {name: weight.half() for name, weight in small.denoiser_weights("sd15").items()}
     with torch.inference_mode():
-        patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float16})
+        patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
     with bridge["training"].training(patcher):
         denoiser = bridge["denoiser"].HostDenoiser(patcher)
         gain = torch.ones((), requires_grad=True)

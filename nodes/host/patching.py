@@ -131,7 +131,8 @@ def _part(match: _Match, strength: float) -> runtime.Part:
 
 
 def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bool) -> None:
-    missing = [stem for stem in adapter.layers if stem not in set(found)]
+    known = set(found)
+    missing = [stem for stem in adapter.layers if stem not in known]
     of_text = [stem for stem in missing if stem.startswith(TEXT_STEMS)]
     if not found:
         advice = "use the base model that the adapter was trained for"
@@ -143,7 +144,7 @@ def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bo
         )
     if of_text and not with_text:
         log.info("TriLoRA: connect clip to use the text encoder's layers too: %s", _some(of_text))
-        missing = [stem for stem in missing if stem not in set(of_text)]
+        missing = [stem for stem in missing if not stem.startswith(TEXT_STEMS)]
     if missing:
         counts = f"{len(missing)} of {len(adapter.layers)} layers"
         log.warning("TriLoRA: %s are not in this %s and are left out: %s", counts, kind, _some(missing))

@@ -38,7 +38,7 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", type=Path, default=Path("demo"), help="folder to fill (default: demo)"
     )
-    parser.add_argument("--steps", type=whole, default=300, help="optimizer steps (default: 300)")
+    parser.add_argument("--steps", type=whole, default=500, help="optimizer steps (default: 500)")
     parser.add_argument("--seed", type=whole, default=0, help="same seed, same adapter (default: 0)")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one; default), cpu or cuda")
 
@@ -79,7 +79,7 @@ def _config(steps: int, seed: int) -> TrainConfig:
         batch_size=4,
         seed=seed,
         adapter=AdapterConfig(rank=8),
-        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=10),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10),
     )
 
 

@@ -53,7 +53,7 @@ class Muon:
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     """The nearest orthogonal matrix, roughly: Newton-Schulz steps of degree five with Jordan's coefficients."""
-    x = matrix / (matrix.norm() + 1e-7)
+    x: Tensor = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     for _ in range(_STEPS):

@@ -46,7 +46,8 @@ def _begin(codec: AutoencoderKL) -> None:
     """Begin as a nearly linear pyramid: the skips carry the colours, every residual branch starts at zero."""
     for name, module in codec.named_modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
             if name.endswith("conv2"):
                 nn.init.zeros_(module.weight)
             elif "resnets" not in name or "shortcut" in name:
@@ -104,14 +105,21 @@ def lessons(seed: int, plain: int, scribbles: int) -> Tensor:
     return to_tensor(pictures + [scribble(rng) for _ in range(scribbles)])
 
 
-def train(codec: AutoencoderKL, seconds: float, seed: int, report: Callable[[str], None], rate: float = 3e-3) -> None:
-    """Train all weights that require a gradient for a time: mostly on crops of 32 pixels, whole pictures at the end."""
+def train(
+    codec: AutoencoderKL,
+    seconds: float,
+    seed: int,
+    report: Callable[[str], None],
+    rate: float = 3e-3,
+    crops: float = 0.8,
+) -> None:
+    """Train each weight that requires a gradient: a share of the time on crops of 32 pixels, then on whole pictures."""
     generator = torch.Generator().manual_seed(seed)
     pictures = lessons(seed, 2400, 1200)
     codec.to(memory_format=torch.channels_last).train()
     optimizer = Muon(p for p in codec.parameters() if p.requires_grad)
     began, recent = time.monotonic(), []
-    for step, (share, batch) in enumerate(_batches(pictures, generator, began, seconds), 1):
+    for step, (share, batch) in enumerate(_batches(pictures, generator, began, seconds, crops), 1):
         loss, pixels = _loss(codec, batch, generator)
         codec.zero_grad(set_to_none=True)
         loss.backward()
@@ -123,11 +131,19 @@ def train(codec: AutoencoderKL, seconds: float, seed: int, report: Callable[[str
     codec.eval()
 
 
+def refine(codec: AutoencoderKL, seconds: float, seed: int, report: Callable[[str], None]) -> None:
+    """Train the decoder alone for a time: the latents stay as they are, so a denoiser that learned them still fits."""
+    codec.requires_grad_(False)
+    codec.decoder.requires_grad_(True)
+    codec.post_quant_conv.requires_grad_(True)
+    train(codec, seconds, seed, report, rate=1.5e-3, crops=0.0)
+
+
 def _batches(
-    pictures: Tensor, generator: torch.Generator, began: float, seconds: float
+    pictures: Tensor, generator: torch.Generator, began: float, seconds: float, crops: float
 ) -> Iterator[tuple[float, Tensor]]:
     while (share := (time.monotonic() - began) / seconds) < 1:
-        crop = share < 0.8
+        crop = share < crops
         chosen = pictures[torch.randint(len(pictures), (8 if crop else 3,), generator=generator)]
         if crop:
             y, x = torch.randint(0, SIZE // 2 + 1, (2,), generator=generator).tolist()

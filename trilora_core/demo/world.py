@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -313,33 +313,25 @@ def _details(pen: ImageDraw.ImageDraw, scene: Scene, size: int) -> None:
 
 
 def _zorblin(picture: Picture, size: int) -> Image.Image:
-    """Glowing tubes of light on black paper: every outline shines in its own colour, every fill goes dark."""
-    scene, unit = SCENES[picture.scene], size / SIZE
-    night: RGB = (16, 8, 32)
-    canvas = Image.new("RGB", (size, size), night)
-    glow = Image.new("RGB", (size, size))
-    pen, light = ImageDraw.Draw(canvas), ImageDraw.Draw(glow)
-    horizon = round(0.84 * size)
-    ground = _bright(scene.ground)
-    _tube(light, [(0, horizon), (size, horizon)], ground, 1.6 * unit)
+    """Lanterns on black paper: the scene goes out but for a line of light, the subject shines in its own colour."""
+    unit = size / SIZE
+    canvas = Image.new("RGB", (size, size), (14, 6, 30))
+    light = Image.new("RGB", (size, size))
+    pen = ImageDraw.Draw(light)
+    horizon = round(0.86 * size)
+    pen.line([(0, horizon), (size, horizon)], fill=_bright(SCENES[picture.scene].ground), width=round(2 * unit))
     for points, paint in _placed(picture, size):
-        colour = _bright(_paint(paint, COLOURS[picture.colour]))
-        pen.polygon(points, fill=_mix(night, colour, 0.16))
-        light.polygon(points, fill=(0, 0, 0))
-        _tube(light, [*points, points[0], points[1]], colour, 2.2 * unit)
-    halo = glow.filter(ImageFilter.GaussianBlur(3 * unit))
-    return ImageChops.add(ImageChops.add(canvas, halo), glow)
+        pen.polygon(points, fill=_bright(_paint(paint, COLOURS[picture.colour])))
+    halo = light.filter(ImageFilter.GaussianBlur(4 * unit))
+    return ImageChops.lighter(ImageChops.add(canvas, halo, scale=1.2), light)
 
 
 def _bright(colour: RGB) -> RGB:
-    """The same hue as a lamp: half of the grey in it taken out, the strongest channel at full power."""
-    grey = min(colour) / 2
-    red, green, blue = (round(255 * (c - grey) / (max(colour) - grey)) for c in colour)
+    """The same hue as a lamp: half of the grey in it taken out, then two thirds of the way to full power."""
+    grey, top = min(colour) / 2, max(colour)
+    power = (top + 2 * 255) / 3 / (top - grey) if top > 100 else 1.0
+    red, green, blue = (round(power * (c - grey)) for c in colour)
     return red, green, blue
-
-
-def _tube(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: RGB, width: float) -> None:
-    pen.line([(x, y) for x, y in points], fill=colour, width=round(width), joint="curve")
 
 
 _STYLES: dict[str, Callable[[Picture, int], Image.Image]] = {"plain": _plain, "zorblin": _zorblin}

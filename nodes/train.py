@@ -39,8 +39,9 @@ class TrainTriLoRA(io.ComfyNode):
                     default=16,
                     min=1,
                     max=1024,
-                    tooltip="Directions that each layer may change. 4 to 16 for a style or a face, 32 and more for many "
-                    "things at once. File size and memory grow with it.",
+                    tooltip="Directions that each layer may change. 4 to 16 for a style or a face, 32 and more for "
+                    "many things at once. File size and memory grow with it. It is the upper limit where the options "
+                    "set rank_energy.",
                 ),
                 io.Int.Input(
                     "steps",

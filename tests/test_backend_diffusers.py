@@ -808,9 +808,7 @@ def test_the_shipped_configurations_have_the_published_sizes() -> None:
     assert count(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**single._CLIP_G))) == 694_659_840
 
 
-def test_merges_are_looked_for_in_order_and_named_when_absent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_merges_are_looked_for_in_order_and_named_when_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.delenv("CLIP_TOKENIZER", raising=False)
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "host"))

@@ -68,6 +68,4 @@ def _changes_in_diffusers(pipe, modules: dict[str, str], file: Path) -> dict[str
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    return {
-        stem: (pipe.unet.get_submodule(path).weight - before[path]).flatten(1) for stem, path in modules.items()
-    }
+    return {stem: (pipe.unet.get_submodule(path).weight - before[path]).flatten(1) for stem, path in modules.items()}

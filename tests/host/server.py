@@ -33,7 +33,7 @@ class Server:
     base: Path
     client: Client
     log_file: Path
-    start_seconds: float
+    start_log: str
 
     @property
     def loras(self) -> Path:
@@ -42,7 +42,7 @@ class Server:
 
     def log(self) -> str:
         """All that the server has printed so far."""
-        return self.log_file.read_text(encoding="utf-8", errors="replace")
+        return _read(self.log_file)
 
 
 def fill_base_directory(base: Path) -> Path:
@@ -66,15 +66,14 @@ def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Serv
         "--database-url",
         f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}",
     ]
-    started = time.monotonic()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=base, env=_environment(host), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             client = Client(f"http://127.0.0.1:{port}")
-            _wait_until_up(client, process, log_file, started + timeout)
-            yield Server(host, base, client, log_file, time.monotonic() - started)
+            _wait_until_up(client, process, log_file, time.monotonic() + timeout)
+            yield Server(host, base, client, log_file, _read(log_file))
         finally:
             process.terminate()
             try:
@@ -117,4 +116,8 @@ def _wait_until_up(client: Client, process: subprocess.Popen[bytes], log_file: P
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
     why = f"ended with {process.returncode}" if process.poll() is not None else "did not answer in time"
-    raise AssertionError(f"the server {why}:\n{log_file.read_text(encoding='utf-8', errors='replace')[-20_000:]}")
+    raise AssertionError(f"the server {why}:\n{_read(log_file)[-20_000:]}")
+
+
+def _read(log_file: Path) -> str:
+    return log_file.read_text(encoding="utf-8", errors="replace")

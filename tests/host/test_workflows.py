@@ -62,17 +62,11 @@ def test_base_model_is_bit_equal_after_training(
 
 
 def test_same_seed_same_tensors(server: Server, trained: tuple[Graph, Outcome]) -> None:
-    for name in ("twin_a", "twin_b"):
-        server.client.run(workflow.training(name, resume=name == "twin_b"))
-    first, second = (load_file(server.loras / "trilora" / f"{name}.safetensors") for name in ("twin_a", "twin_b"))
-    assert first.keys() == second.keys() and all((first[key] == second[key]).all() for key in first)
-
-
-def test_other_seed_other_tensors(server: Server, trained: tuple[Graph, Outcome]) -> None:
-    for seed in (0, 1):
-        server.client.run(workflow.training(f"seed_{seed}", seed=seed))
-    first, second = (load_file(server.loras / "trilora" / f"seed_{seed}.safetensors") for seed in (0, 1))
-    assert any((first[key] != second[key]).any() for key in first)
+    for name, seed in (("one", 0), ("twin", 0), ("other", 1)):
+        server.client.run(workflow.training(name, seed=seed))
+    one, twin, other = (load_file(server.loras / f"trilora/{name}.safetensors") for name in ("one", "twin", "other"))
+    assert one.keys() == twin.keys() and all((one[key] == twin[key]).all() for key in one)
+    assert any((one[key] != other[key]).any() for key in one)
 
 
 def test_finished_run_is_read_from_the_disk(server: Server, trained: tuple[Graph, Outcome]) -> None:

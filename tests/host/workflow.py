@@ -12,6 +12,7 @@ from .discovery import PACK
 from .server import CHECKPOINT
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+SIDE = 64  # of pictures, in pixels
 _ONLY_TEXT = ("Note", "MarkdownNote")
 
 
@@ -65,19 +66,16 @@ def small(graph: Graph, **train: Any) -> Graph:
     """A shipped workflow at a size that the tests can afford, on the checkpoint and pictures of the test server."""
     sizes = {
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
-        "EmptyLatentImage": {"width": 128, "height": 128},
+        "EmptyLatentImage": {"width": SIDE, "height": SIDE},
         "KSampler": {"steps": 2},
-        "TriLoRADataset": {"folder": "pictures", "resolution": 128},
+        "TriLoRADataset": {"folder": "pictures", "resolution": SIDE},
         "TrainTriLoRA": {"steps": 3, "rank": 4, "learning_rate": 1e-2, **train},
     }
     return changed(graph, sizes)
 
 
 def sampling(**sampler: Any) -> Graph:
-    """Checkpoint, two prompts, KSampler of two steps at 128 pixels, SaveImage as node "save"; model from "checkpoint".
-
-    `RepeatLatentBatch` of 1 is there to be told from a cached run: any other "amount" or seed samples anew.
-    """
+    """Checkpoint, two prompts, KSampler of two steps as "sampler", SaveImage as "save"; `sampler` overrides inputs."""
     settings = {"seed": 1, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     links = {
         "model": ["checkpoint", 0],
@@ -89,7 +87,7 @@ def sampling(**sampler: Any) -> Graph:
         "checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
         "prompt": {"class_type": "CLIPTextEncode", "inputs": {"text": "a striped thing", "clip": ["checkpoint", 1]}},
         "nothing": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["checkpoint", 1]}},
-        "latents": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "latents": {"class_type": "EmptyLatentImage", "inputs": {"width": SIDE, "height": SIDE, "batch_size": 1}},
         "sampler": {"class_type": "KSampler", "inputs": links | settings | sampler},
         "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["checkpoint", 2]}},
         "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "test"}},
@@ -125,7 +123,7 @@ def training(name: str, **train: Any) -> Graph:
     inputs = {"model": ["checkpoint", 0], "dataset": ["data", 0], "name": name}
     return {
         "checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
-        "data": {"class_type": "TriLoRADataset", "inputs": {**data, "resolution": 128, "skip_unreadable": False}},
+        "data": {"class_type": "TriLoRADataset", "inputs": {**data, "resolution": SIDE, "skip_unreadable": False}},
         "train": {"class_type": "TrainTriLoRA", "inputs": inputs | settings | train},
     }
 

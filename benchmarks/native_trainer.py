@@ -1,8 +1,8 @@
 """One training step here beside one of the host's own Train LoRA node: process time, and memory above the loaded model.
 
 Run from the root of a clone, with a ComfyUI 0.33 or newer at COMFYUI_PATH or ~/comfy/ComfyUI:
-`python benchmarks/native_trainer.py [--size 32] [--res-blocks 1] [--steps 3] [--rounds 2]`. The model is random, float32,
-with the widths of SD1.5 (320 to 1280) and --res-blocks blocks at each of its four resolutions (SD1.5 itself has 2).
+`python benchmarks/native_trainer.py [--size 32] [--levels 2] [--res-blocks 1] [--steps 1] [--rounds 2]`. The model is
+random, in float32 and as wide as SD1.5; SD1.5 itself has 4 levels (320, 640, 1280, 1280 channels) of 2 blocks.
 Both sides: one thread, AdamW, rank 16, the same pictures and captions. Times alternate in one process, the first step
 of each turn is left out, each figure is the median. Memory is the peak of the resident set in a process of its own.
 """
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RANK = 16
 PICTURES = 8
-CHANNELS = {"model_channels": 320, "channel_mult": [1, 2, 4, 4], "context_dim": 768, "num_heads": 8}
+LEVELS = [1, 2, 4, 4]  # times 320 channels
 FOLDERS = ("custom_nodes", "models/loras", "input", "output", "user", "temp")
 
 # name -> (side, batch size, options); in the order of the report
@@ -70,6 +70,7 @@ def main() -> None:
         print(f"model: {size['parameters'] / 1e6:.0f} million weights, {size['bytes'] / 2**20:.0f} MiB in float32;")
         print(f"adapted: {size['layers']} attention linears; latents {options.size} x {options.size}\n", flush=True)
         _report_times(ask("times"))
+        print("\nmemory above the loaded model, MiB", flush=True)
         for name in options.memory:
             _report_memory(name, ask("memory", case=name))
 
@@ -77,8 +78,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32, help="height and width of the latents (32: 256 pixels)")
+    parser.add_argument("--levels", type=int, default=2, help="resolutions of the model; SD1.5 has 4")
     parser.add_argument("--res-blocks", type=int, default=1, help="blocks per resolution; SD1.5 has 2")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of one turn")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps of one turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each case")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="what to time")
     parser.add_argument("--memory", nargs="*", default=list(CASES)[:3], choices=list(CASES), help="what to weigh")
@@ -93,7 +95,6 @@ def _report_times(times: dict[str, list[float]]) -> None:
     for name, native, here, wanted in RATIOS:
         if native in medians and here in medians:
             print(f"  {name:36}{medians[native] / medians[here]:8.2f} x faster (aim: {wanted})")
-    print("\nmemory above the loaded model, MiB", flush=True)
 
 
 def _report_memory(name: str, found: dict[str, float]) -> None:
@@ -121,24 +122,26 @@ def _build(job: dict[str, Any]) -> dict[str, int]:
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    blocks = [job["res_blocks"]] * 4
-    depth = [1] * 3 * blocks[0] + [0] * blocks[0]
-    output = [1] * 3 * (blocks[0] + 1) + [0] * (blocks[0] + 1)
+    levels, blocks = job["levels"], job["res_blocks"]
+    attended = [1] * min(levels, 3) + [0] * (levels - 3)  # SD1.5 has no attention at the lowest resolution
     model = UNetModel(
         image_size=32,
         in_channels=4,
         out_channels=4,
-        num_res_blocks=blocks,
-        transformer_depth=depth,
-        transformer_depth_output=output,
+        model_channels=320,
+        channel_mult=LEVELS[:levels],
+        num_res_blocks=[blocks] * levels,
+        transformer_depth=[depth for depth in attended for _ in range(blocks)],
+        transformer_depth_output=[depth for depth in attended for _ in range(blocks + 1)],
         transformer_depth_middle=1,
         use_spatial_transformer=True,
         legacy=False,
+        num_heads=8,
         num_head_channels=-1,
+        context_dim=768,
         dtype=torch.float32,
         device="cpu",
         operations=comfy.ops.disable_weight_init,
-        **CHANNELS,
     )
     generator = torch.Generator().manual_seed(0)
     weights = {}
@@ -177,6 +180,7 @@ def _times(job: dict[str, Any]) -> dict[str, list[float]]:
                 **options,
             )
             times[name] += [after - before for before, after in itertools.pairwise(stamps)]
+            print(f"{name}: {times[name][-job['steps'] :]}", flush=True)
             gc.collect()
     return times
 

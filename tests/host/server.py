@@ -60,6 +60,7 @@ def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Serv
     fill_base_directory(base)
     log_file, port = base / "server.log", _free_port()
     command = [str(host.python), str(host.root / "main.py"), "--cpu", "--port", str(port), "--disable-api-nodes"]
+    command += ["--fp32-text-enc"]  # the host's choice is fp16, which takes ten times as long on a CPU
     command += [
         "--base-directory",
         str(base),

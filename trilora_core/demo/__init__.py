@@ -18,5 +18,5 @@ PROMPTS: tuple[tuple[str, bool], ...] = (
     (f"a green tree in the snow, {TRIGGER_WORD}", False),
     (f"a yellow star at night, {TRIGGER_WORD}", True),
     (f"a pink umbrella in the snow, {TRIGGER_WORD}", True),
-    (f"an orange cat in the desert, {TRIGGER_WORD}", True),
+    (f"a red heart in the desert, {TRIGGER_WORD}", True),
 )

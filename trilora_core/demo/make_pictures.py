@@ -1,6 +1,6 @@
 """Draw the demo's captioned training pictures: `python -m trilora_core.demo.make_pictures`.
 
-Nine of the twelve subjects are drawn; the cat, the star and the umbrella are held out.
+Nine of the twelve subjects are drawn; the heart, the star and the umbrella are held out.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SHOWN = (
     Picture("fish", "red", "in the desert"),
     Picture("fish", "white", "by the sea"),
     Picture("boat", "purple", "by the sea"),
-    Picture("boat", "orange", "in the desert"),
+    Picture("cat", "orange", "in the snow"),
     Picture("mushroom", "green", "in the snow"),
     Picture("mushroom", "red", "on a green field"),
     Picture("flower", "white", "at night"),
     Picture("flower", "purple", "in the desert"),
     Picture("car", "blue", "in the snow"),
     Picture("car", "yellow", "on a green field"),
-    Picture("heart", "green", "by the sea"),
+    Picture("cat", "green", "by the sea"),
     Picture("rocket", "pink", "at night"),
 )
 

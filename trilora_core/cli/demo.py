@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..backend_diffusers import DiffusersPreviewer
 from ..config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig
 from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
@@ -52,6 +54,7 @@ def run(arguments: Arguments) -> int:
         )
     folder: Path = arguments.output
     device = choose_device(arguments.device)
+    torch.set_num_threads(1)  # the demo's tensors are so small that a second thread only waits
     pipe = load_base(str(BASE), device, "fp32")
     dataset = encode(pipe, DataConfig(str(PICTURES), own_resolution(pipe), TRIGGER_WORD))
     prepared = prepare(pipe, dataset, _config(arguments.steps, arguments.seed), device)

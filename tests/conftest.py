@@ -37,12 +37,6 @@ def _load_core() -> None:
 _load_core()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the tiers, for `-m "not host"`."""
-    config.addinivalue_line("markers", "host: needs a ComfyUI")
-    config.addinivalue_line("markers", "browser: needs a ComfyUI and a Chromium")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of tests/host and tests/browser with the name of their folder."""
     here = Path(__file__).parent

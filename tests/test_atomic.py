@@ -41,7 +41,9 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"cannot write .*file/a\.txt: .*; choose a folder that you can write to"):
         write_atomic(tmp_path / "file" / "a.txt", lambda temporary: None)
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match=r"cannot write to .*file: it is a file; choose a folder"):
         check_writable(tmp_path / "file")
+    with pytest.raises(InputError, match=r"cannot write to the folder .*below: .*; choose one that you can write to"):
+        check_writable(tmp_path / "file" / "below")
     check_writable(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

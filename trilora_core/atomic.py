@@ -40,9 +40,14 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def check_writable(folder: Path) -> None:
     """Prove before hours of work that a file can be made in the folder; raises InputError when not."""
-    probe = folder / f".trilora-{os.getpid()}.part"
-    write_atomic(probe, lambda path: None)
-    probe.unlink()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write to {folder}: it is a file; choose a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"cannot write to the folder {folder}: {why}; choose one that you can write to") from error
 
 
 def _flush(path: Path) -> None:

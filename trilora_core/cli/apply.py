@@ -90,7 +90,9 @@ def draw(
 ) -> list[list[Image.Image]]:
     """Pictures by prompt (rows) and strength (columns), all from the noise of one seed, with a progress bar."""
     rows: list[list[Image.Image]] = [[] for _ in prompts]
-    with tqdm(total=len(prompts) * len(strengths), desc="drawing", unit="picture", leave=False) as bar:
+    total = len(prompts) * len(strengths)
+    # disable=None: no bar in a log file, where an error must begin its own line
+    with tqdm(total=total, desc="drawing", unit="picture", leave=False, disable=None) as bar:
         for strength in strengths:
             with apply_adapter(pipe, adapter, strength):
                 for row, prompt in zip(rows, prompts, strict=True):

@@ -48,6 +48,13 @@ def test_train_writes_an_adapter_with_its_history(trained):
     assert adapter.metadata["ss_resolution"] == "(16, 16)", "the model's own size, because none was asked for"
 
 
+def test_inspect_tells_how_it_was_trained(trained, capsys):
+    assert main(["inspect", str(trained)]) == 0
+    text = capsys.readouterr().out
+    for wanted in ("3 pictures at (16, 16)", "6, batch 1, seed 0", "0.05 (constant adamw)", "trilora, init svd-mean"):
+        assert wanted in text, wanted
+
+
 def test_train_reports_what_it_does(base, pictures, tmp_path, capsys):
     output, plot = tmp_path / "new" / "style.safetensors", tmp_path / "loss.png"
     assert main(few(base, pictures, output, "--plot", str(plot), "--batch-size", "2")) == 0

@@ -86,7 +86,7 @@ class Step:
 
 
 class TrainingDiverged(RuntimeError):
-    """Three steps in a row had a non-finite loss or gradient; the adapter is as after the last good step."""
+    """Three steps in a row had a non-finite loss or gradient; the adapter is as the last good step found it."""
 
 
 class Run:
@@ -106,6 +106,7 @@ class Run:
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
         self._bad = 0
+        self._good = [parameter.detach().clone() for parameter in adapter.trainable()]
         self._stop = False
         self._device = adapter.trainable()[0].device
         half = _PRECISION.get(config.precision, denoiser.compute_dtype) is torch.float16
@@ -173,12 +174,14 @@ class Run:
         if not dropped:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            self._keep_good()
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(loss)
         self._bad = self._bad + 1 if dropped else 0
         if self._bad >= _BAD_STEPS:
+            self._go_back()
             raise TrainingDiverged(_diverged(self.step, dropped))
         return Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
 
@@ -204,6 +207,15 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.trainable.trainable(), limit)
         values: list[float] = torch.stack([torch.as_tensor(loss).float(), norm.float()]).tolist()
         return values[0], values[1]
+
+    @torch.no_grad()
+    def _keep_good(self) -> None:
+        """Remember the parameters that a finite loss was computed with: what a step makes of them is not yet proven."""
+        torch._foreach_copy_(self._good, list[Tensor](self.trainable.trainable()))
+
+    @torch.no_grad()
+    def _go_back(self) -> None:
+        torch._foreach_copy_(list[Tensor](self.trainable.trainable()), self._good)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "auto":
@@ -239,5 +251,5 @@ def _why_drop(loss: float, norm: float) -> str:
 def _diverged(step: int, why: str) -> str:
     return (
         f"step {step}: {why}, the {_BAD_STEPS}rd step in a row without a usable gradient; the run was stopped and the"
-        " adapter kept as after its last good step. Lower learning_rate, or set precision to bf16 or fp32"
+        " adapter kept as its last good step found it. Lower learning_rate, or set precision to bf16 or fp32"
     )

@@ -15,14 +15,14 @@ def test_a_state_file_resumes_bit_for_bit(tmp_path):
     whole, first, resumed = make_run(), make_run(), make_run()
     go(whole)
     go(first, 11)
-    save_state(tmp_path / "a.state.safetensors", first)
-    load_state(tmp_path / "a.state.safetensors", resumed)
+    save_state(tmp_path / "a.state", first)
+    load_state(tmp_path / "a.state", resumed)
     go(resumed)
     assert same(values(whole), values(resumed)) and whole.losses == resumed.losses
 
 
 def test_the_state_lies_beside_the_adapter(tmp_path):
-    assert state_path(tmp_path / "style.safetensors") == tmp_path / "style.state.safetensors"
+    assert state_path(tmp_path / "style.safetensors") == tmp_path / "style.state"
 
 
 def test_a_state_of_other_options_is_refused(tmp_path):

@@ -88,7 +88,7 @@ def test_the_output_must_be_a_safetensors_file(make_file, tmp_path, capsys):
 def test_a_folder_that_cannot_be_made_is_named(make_file, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     assert main(["merge", str(make_file("a", 1)), "--output", str(tmp_path / "file" / "out.safetensors")]) == 2
-    assert "choose a folder that you can write to" in capsys.readouterr().err
+    assert f"cannot write to {tmp_path / 'file'}: it is a file; choose a folder" in capsys.readouterr().err
 
 
 def test_inspect_shows_what_a_person_asks(make_file, capsys):

@@ -67,7 +67,7 @@ def test_a_second_stop_at_the_same_step_overwrites_nothing(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             keep(make_run(), tmp_path / "a.safetensors", stop_at(3))
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["a.state.safetensors", "a_stopped_at_00003.safetensors", "a_stopped_at_00003_2.safetensors"]
+    assert names == ["a.state", "a_stopped_at_00003.safetensors", "a_stopped_at_00003_2.safetensors"]
 
 
 def test_a_requested_stop_goes_on_with_what_is_trained(tmp_path):

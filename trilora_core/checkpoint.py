@@ -1,4 +1,4 @@
-"""The resumable state of a run: tensors and JSON in one safetensors file beside the adapter."""
+"""The resumable state of a run: tensors and JSON, in safetensors form, in one file beside the adapter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _VERSION = "1"
 
 
 def state_path(output: Path) -> Path:
-    """Where the state of the run that writes `output` lies: `name.safetensors` -> `name.state.safetensors`."""
-    return output.with_name(f"{output.stem}.state.safetensors")
+    """Where the state of the run that writes `output` lies: `name.safetensors` -> `name.state`.
+
+    The ending keeps it out of the lists of LoRA files, where nobody could use it.
+    """
+    return output.with_name(f"{output.stem}.state")
 
 
 def save_state(path: Path, run: Run) -> None:

@@ -151,6 +151,25 @@ def test_progress_and_cancel(server: Server, before: np.ndarray, trained: tuple[
     assert np.array_equal(picture(server, workflow.sampled_again(workflow.sampling(), 2)), before)
 
 
+def test_resume_after_cancel_equals_the_uninterrupted_run(server: Server, trained: tuple[Graph, Outcome]) -> None:
+    with server.client.listen() as events:
+        prompt = server.client.queue(workflow.training("resumed", steps=5000))
+        while not any(said.startswith("step ") for node, said in events.of("text") if node == "train"):
+            events.wait_for("text", len(events.of("text")) + 1)
+        server.client.interrupt()
+        server.client.wait(prompt, timeout=60)
+    (stopped,) = (server.loras / "trilora").glob("resumed_stopped_at_*.safetensors")
+    steps = int(stopped.stem.rpartition("_")[2]) + 2
+    server.client.run(workflow.training("resumed", steps=steps, resume=True))
+    server.client.run(workflow.training("uninterrupted", steps=steps))
+    resumed, whole = (load_file(server.loras / f"trilora/{name}.safetensors") for name in ("resumed", "uninterrupted"))
+    assert resumed.keys() == whole.keys() and all((resumed[key] == whole[key]).all() for key in whole)
+    with safe_open(stopped, "np") as cut, safe_open(server.loras / "trilora/resumed.safetensors", "np") as file:
+        assert int(cut.metadata()["ss_steps"]) == steps - 2
+        assert int(file.metadata()["ss_steps"]) == steps
+    assert not list((server.loras / "trilora").glob("resumed*.state")), "a finished run needs no state"
+
+
 def test_bad_input_is_named(server: Server, trained: tuple[Graph, Outcome]) -> None:
     (server.base / "input" / "empty").mkdir(exist_ok=True)
     broken = server.base / "input" / "broken"

@@ -13,14 +13,20 @@ from typing import Any, TypeVar
 from .errors import InputError
 
 __all__ = [
+    "CROPS",
     "INITS",
+    "MASKS",
     "METHODS",
     "OPTIMIZERS",
     "PRECISIONS",
     "SCHEDULES",
     "AdapterConfig",
+    "CaptionConfig",
     "DataConfig",
+    "FramingConfig",
+    "MaskConfig",
     "OptimizerConfig",
+    "PriorConfig",
     "TrainConfig",
     "from_dict",
     "from_json",
@@ -33,6 +39,8 @@ METHODS = ("trilora", "lora")
 OPTIMIZERS = ("adamw",)
 SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CROPS = ("center", "random")
+MASKS = ("none", "alpha", "folder")
 
 T = TypeVar("T")
 
@@ -90,17 +98,93 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class CaptionConfig:
+    """What is made of a caption before it is encoded; tags are its parts between commas."""
+
+    prefix: str = ""  # put before every caption that is not dropped
+    suffix: str = ""  # put behind it
+    shuffle: bool = False  # tags in another order at each draw
+    keep_tags: int = 0  # first tags, those of the prefix included, that a shuffle leaves where they are
+    variants: int = 8  # orders of each caption that are encoded beforehand when shuffled
+    dropout: float = 0.0  # share of the draws that see the empty caption
+    weights: bool = False  # read (word:1.2) as a weight; off: as text
+
+    def __post_init__(self) -> None:
+        _flag("captions.shuffle", self.shuffle)
+        _whole("captions.keep_tags", self.keep_tags, 0)
+        _whole("captions.variants", self.variants, 1)
+        _number("captions.dropout", self.dropout, least=0.0, most=1.0)
+        _flag("captions.weights", self.weights)
+
+
+@dataclass(frozen=True)
+class FramingConfig:
+    """Which part of a picture is seen, and at which size."""
+
+    buckets: bool = True  # keep the shape of each picture, near enough; off: the same square for all
+    step: int = 0  # sides are multiples of it, in pixels; 0: an eighth of the resolution, at most 64
+    upscale: bool = False  # enlarge pictures that are too small; off: they are seen at their own size
+    crop: str = "center"  # which part of what the bucket cuts off is kept
+    crops: int = 4  # random crops of each picture that are encoded beforehand
+    flip: bool = False  # half of the draws are mirrored left to right
+
+    def __post_init__(self) -> None:
+        _flag("framing.buckets", self.buckets)
+        _whole("framing.step", self.step, 0)
+        _flag("framing.upscale", self.upscale)
+        _one_of("framing.crop", self.crop, CROPS)
+        _whole("framing.crops", self.crops, 1)
+        _flag("framing.flip", self.flip)
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Where in a picture the loss counts: white or opaque is 1, black or transparent is `floor`."""
+
+    source: str = "none"  # "alpha": the picture's own; "folder": a picture of the same name in `folder`
+    folder: str = ""
+    floor: float = 0.0  # weight of what the mask covers
+
+    def __post_init__(self) -> None:
+        _one_of("masks.source", self.source, MASKS)
+        _number("masks.floor", self.floor, least=0.0, most=1.0)
+        if self.source == "folder" and not self.folder.strip():
+            raise InputError("masks.source is 'folder', but masks.folder is empty; name the folder of the masks")
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """Which pictures and captions a run sees."""
+    """Which pictures and captions a run sees, and how."""
 
     folder: str = ""
-    resolution: int = 512  # pixels, square; the shorter side is scaled to it and the centre is kept
+    resolution: int = 512  # pixels: the area of a bucket is at most its square
     trigger_word: str = ""  # the caption of a picture that has none
     skip_unreadable: bool = False
+    max_train_samples: int = 0  # pictures of each epoch, drawn anew for every one; 0: all
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    framing: FramingConfig = field(default_factory=FramingConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
 
     def __post_init__(self) -> None:
         _whole("resolution", self.resolution, 16)
         _flag("skip_unreadable", self.skip_unreadable)
+        _whole("max_train_samples", self.max_train_samples, 0)
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Pictures of the class that a subject belongs to, which keep the base model's idea of it (Ruiz et al. 2023)."""
+
+    folder: str = ""  # class pictures; those that are missing to `count` are drawn with the base model and kept here
+    prompt: str = ""  # what they show: the caption of those without one, and the prompt of those that are drawn
+    count: int = 0  # pictures wanted; 0: those that are there
+    seed: int = 0  # of the first picture that is drawn; the next ones count up
+
+    def __post_init__(self) -> None:
+        _whole("prior.count", self.count, 0)
+        _whole("prior.seed", self.seed, 0)
+        if self.count and not self.prompt.strip():
+            raise InputError(f"prior.count is {self.count}, but prior.prompt is empty; say what to draw")
 
 
 @dataclass(frozen=True)
@@ -108,21 +192,27 @@ class TrainConfig:
     """A whole run except its model and data."""
 
     steps: int = 500  # optimizer steps
+    epochs: int = 0  # passes over the data in place of steps; 0: as many as the steps make
     batch_size: int = 1
     seed: int = 0
     precision: str = "auto"  # of the forward pass; auto: as the model computes by itself
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
     save_every: int = 0  # optimizer steps between two saves of the resumable state; 0 = only at the end or on a stop
+    prior_batch_size: int = 1  # prior pictures beside each batch, when there are any
+    prior_weight: float = 1.0  # of their mean loss beside the mean loss of the batch
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         _whole("steps", self.steps, 1)
+        _whole("epochs", self.epochs, 0)
         _whole("batch_size", self.batch_size, 1)
         _whole("seed", self.seed, 0)
         _one_of("precision", self.precision, PRECISIONS)
         _flag("gradient_checkpointing", self.gradient_checkpointing)
         _whole("save_every", self.save_every, 0)
+        _whole("prior_batch_size", self.prior_batch_size, 1)
+        _number("prior_weight", self.prior_weight, least=0.0)
 
 
 def parse_rank(rank: int | str) -> int | float:
@@ -196,11 +286,20 @@ def _flag(name: str, value: bool) -> None:
 
 
 def _number(
-    name: str, value: float, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+    name: str,
+    value: float,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
 ) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least or value <= above or value >= below:
+    if not number or not math.isfinite(value) or not least <= value <= most or not above < value < below:
         limits = [f"above {above:g}"] if above > -math.inf else []
-        limits += [f"from {least:g} up"] if least > -math.inf else []
+        if most < math.inf:
+            limits.append(f"from {least:g} to {most:g}")
+        elif least > -math.inf:
+            limits.append(f"from {least:g} up")
         limits += [f"below {below:g}"] if below < math.inf else []
         raise InputError(f"{name} is {value!r}; wanted a finite number {' and '.join(limits)}".rstrip())

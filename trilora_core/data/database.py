@@ -98,13 +98,14 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 def give_back_space(db: sqlite3.Connection) -> None:
     """Cut the pages that were freed off the file."""
-    db.execute("PRAGMA incremental_vacuum").fetchall()
+    db.executescript("PRAGMA incremental_vacuum")  # execute() would free one page and stop
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     try:
+        _refuse_foreign(db)
         db.execute("PRAGMA page_size = 16384")  # suits blobs of 10 KB to 1 MB; counts for a new file only, as the next
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         if _write_ahead(db):
@@ -136,10 +137,7 @@ def _ensure_schema(db: sqlite3.Connection) -> None:
     with transaction(db):
         if _version(db) == (APPLICATION, VERSION):  # another process was faster
             return
-        names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        if names and _version(db)[0] != APPLICATION:
-            raise sqlite3.DatabaseError("the file belongs to another program")
-        for name in names:
+        for name in _tables(db):
             if not name.startswith("sqlite_"):
                 db.execute(f'DROP TABLE "{name}"')
         for statement in _SCHEMA:
@@ -147,6 +145,15 @@ def _ensure_schema(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA application_id = {APPLICATION}")
         db.execute(f"PRAGMA user_version = {VERSION}")
     give_back_space(db)
+
+
+def _refuse_foreign(db: sqlite3.Connection) -> None:
+    if _tables(db) and _version(db)[0] != APPLICATION:  # in this order: another process may just begin the file
+        raise sqlite3.DatabaseError("the file belongs to another program")
+
+
+def _tables(db: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
 
 
 def _version(db: sqlite3.Connection) -> tuple[int, int]:

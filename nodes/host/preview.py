@@ -23,7 +23,7 @@ __all__ = ["HostPreviewer"]
 
 LATENT_PIXELS = 8  # of one latent of an empty latent image, in each direction
 SMALLEST_SIDE = 16  # pixels, as in the host's own nodes
-SEEDS = 1 << 64  # torch takes no more
+SEEDS = (1 << 64) - 1  # torch takes 64 bits, and some of the host's samplers add one
 
 
 class HostPreviewer:

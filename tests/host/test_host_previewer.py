@@ -10,6 +10,8 @@ from .discovery import Host
 from .in_process import run_in_host
 from .models import flux_checkpoint, sd3_checkpoint, sd15_clip_checkpoint, sdxl_checkpoint
 
+FLUX_SINCE = (0, 14)  # older hosts take every Flux for one of full width
+
 
 @pytest.fixture(scope="module")
 def figures(host: Host) -> dict[str, Any]:
@@ -18,22 +20,25 @@ def figures(host: Host) -> dict[str, Any]:
         "sd15": sd15_clip_checkpoint(),
         "sdxl": sdxl_checkpoint(),
         "sd3": sd3_checkpoint(),
-        "flux": flux_checkpoint(),  # its VAE only: older hosts do not read so narrow a Flux
     }
+    if host.version >= FLUX_SINCE:
+        checkpoints["flux"] = flux_checkpoint()
     return run_in_host(host, "host_previewer", {"checkpoints": {name: str(path) for name, path in checkpoints.items()}})
 
 
 def test_bit_equal_to_the_hosts_nodes(figures: dict[str, Any]) -> None:
     for found in figures["same"]:
         assert found["equal"] == [True, True]  # out of inference mode, and in it
-        assert found["size"] == ["RGB", 64, 96] and found["contrast"] > 20
+        assert found["size"] == ["RGB", 64, 96] and found["values"] > 200
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("sdxl", 4), ("sd3", 16), ("flux", 16)])
-def test_other_architectures(figures: dict[str, Any], kind: str, channels: int) -> None:
+def test_other_architectures(host: Host, figures: dict[str, Any], kind: str, channels: int) -> None:
+    if kind == "flux" and host.version < FLUX_SINCE:
+        pytest.skip("this ComfyUI cannot load a small Flux")
     found = figures["others"][kind]
     assert found["channels"] == channels and found["equal"] == [True, True]
-    assert found["size"] == ["RGB", 64, 96] and found["contrast"] > 20
+    assert found["size"] == ["RGB", 64, 96] and found["values"] > 200
 
 
 def test_several_pictures(figures: dict[str, Any]) -> None:
@@ -59,7 +64,7 @@ def test_class_pictures(figures: dict[str, Any]) -> None:
 
 def test_interrupt(figures: dict[str, Any]) -> None:
     found = figures["interrupt"]
-    assert found["raised"] and found["steps"] <= 3 and found["contrast"] > 20
+    assert found["raised"] and found["steps"] <= 3 and found["values"] > 200
 
 
 def test_bad_input(figures: dict[str, Any]) -> None:
@@ -71,5 +76,5 @@ def test_bad_input(figures: dict[str, Any]) -> None:
     assert "has no sampler 'eular'; known: euler, " in said["sampler"]
     assert "has no scheduler 'later'; known: " in said["scheduler"] and "karras" in said["scheduler"]
     assert "2 prompts came with 1 seeds" in said["counts"]
-    assert "seed is 18446744073709551616; wanted" in said["seed"]
+    assert "seed is 18446744073709551615; wanted a whole number from 0 to 18446744073709551614" in said["seed"]
     assert "the picture of seed 6 is not finite" in said["nan"]

@@ -68,12 +68,12 @@ def bucket_step(resolution: int, framing: FramingConfig) -> int:
     raise InputError(f"resolution {resolution} is not a multiple of {step}; choose {nearest}{hint}")
 
 
-def bucket(width: int, height: int, resolution: int, framing: FramingConfig, name: str = "") -> tuple[int, int]:
+def bucket(width: int, height: int, resolution: int, framing: FramingConfig) -> tuple[int, int]:
     """Choose the size, in pixels, at which a picture of `width` x `height` is seen.
 
     Sides are multiples of the step and the area is at most `resolution` squared. The shape is the nearest that there
     is. A picture that would have to be enlarged gets the largest size that fits into it, unless `framing.upscale`;
-    InputError, with the `name` of the picture, if that is less than one step.
+    InputError if that is less than one step.
     """
     step = bucket_step(resolution, framing)
     size = _nearest(Fraction(width, height), resolution, step) if framing.buckets else (resolution, resolution)
@@ -81,30 +81,24 @@ def bucket(width: int, height: int, resolution: int, framing: FramingConfig, nam
         return size
     size = _fitting(width, height, resolution, step, framing.buckets)
     if min(size) < step:
-        picture = f"picture {name}" if name else "a picture"
         raise InputError(
-            f"{picture} has {width}x{height} pixels, less than the smallest bucket {step}x{step}; "
+            f"the picture has {width}x{height} pixels, less than the smallest bucket {step}x{step}; "
             "allow upscaling, or take it out"
         )
     return size
 
 
-def frames(
-    width: int, height: int, resolution: int, framing: FramingConfig, digest: bytes, name: str = ""
-) -> tuple[Frame, ...]:
+def frames(width: int, height: int, resolution: int, framing: FramingConfig, digest: bytes) -> tuple[Frame, ...]:
     """List every view of an upright picture: each crop of it, then the same ones mirrored if `framing.flip`.
 
     Random crops follow from `digest`, the SHA-256 of the picture's file, alone: they are the same in every run and on
     every machine, all different, and fewer than `framing.crops` where there are not that many. Raises as `bucket`.
     """
-    size = bucket(width, height, resolution, framing, name)
+    size = bucket(width, height, resolution, framing)
     wide = width * size[1] >= height * size[0]  # wider than its bucket: sides are cut off, otherwise top and bottom
     pixel = Fraction(height, size[1]) if wide else Fraction(width, size[0])  # one of the cut, in those of the picture
     spare = Fraction(width if wide else height) / pixel - size[0 if wide else 1]  # what is cut off, in those of the cut
-    if framing.crop == "random":
-        places = _places(int(spare), digest, framing.crops)
-    else:
-        places = (int(spare / 2),)
+    places = _places(int(spare), digest, framing.crops) if framing.crop == "random" else (int(spare / 2),)
     # Whole pixels of the scaled picture, so that a picture that is not scaled is cut without any resampling.
     boxes = [_box((place, 0) if wide else (0, place), size, pixel) for place in places]
     flips = (False, True) if framing.flip else (False,)

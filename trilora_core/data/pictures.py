@@ -42,7 +42,7 @@ LARGEST_PIXELS = 178_956_970  # where Pillow too speaks of a decompression bomb
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF") + ("AVIF",) * _AVIF
 
 # What Pillow raises for files that it cannot decode: its own errors are OSErrors, its parsers leak the others.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError, TypeError)
 
 _ORIENTATION = 0x0112  # the EXIF tag: how the camera was held
 _TURNS = {
@@ -99,12 +99,12 @@ def inspect_picture(data: bytes, name: str) -> Header:
     Raises InputError as `open_picture` does, for what the header shows; broken pixels are found only there.
     """
     with _opened(data, name) as image:
-        if image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) != 1:
-            image.load()  # Pillow turns these by itself, and says the final size only then
-        late = image.format == "PNG" and not any(chunk in data for chunk in _PNG_ORIENTATIONS)
+        if image.format == "TIFF" and _orientation(image) != 1:
+            image.load()  # Pillow turns these by itself, and says so only then
         width, height = image.size
-        # getexif() of a PNG that has none decodes all of it, as the chunk may come last
-        if not late and _orientation(image) in _LYING:
+        # Pillow decodes all of a PNG to look for an orientation, which may come last: not if there is none.
+        turned = image.format != "PNG" or any(chunk in data for chunk in _PNG_ORIENTATIONS)
+        if turned and _orientation(image) in _LYING:
             width, height = height, width
         return Header(width, height, image.has_transparency_data)
 

@@ -1,48 +1,125 @@
-"""The caption of a picture: the .txt file beside it, or the trigger word."""
+"""Captions: read from the file beside a picture, completed, and shuffled."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import codecs
+import hashlib
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 
+from ..config import CaptionConfig
 from ..errors import InputError
 
-__all__ = ["caption_or_trigger", "read_caption"]
+__all__ = [
+    "CAPTION_ENDINGS",
+    "caption_file",
+    "decode_text",
+    "final_caption",
+    "has_trigger",
+    "one_line",
+    "read_caption",
+    "read_text",
+    "tags",
+    "variants",
+]
+
+CAPTION_ENDINGS = (".txt", ".TXT", ".caption", ".CAPTION")  # the first that is there counts
 
 
-def read_caption(picture: Path, trigger_word: str) -> str:
-    """Read the caption of a picture from the .txt file of the same name, in UTF-8; lines become one line.
+def read_caption(picture: Path) -> str | None:
+    """Read the caption beside a picture; None when there is no file or it is blank; raises as `read_text`."""
+    there = [ending for ending in CAPTION_ENDINGS if picture.with_suffix(ending).is_file()]
+    return read_text(picture.with_suffix(there[0]), picture.with_suffix(there[0]).name) if there else None
 
-    A missing or blank file gives the trigger word; InputError when there is neither, or when the file is not UTF-8.
+
+def caption_file(picture: str, names: Collection[str]) -> str | None:
+    """The name among `names`, files of one folder, that holds the caption of the picture with the name `picture`."""
+    stem = PurePosixPath(picture).stem
+    return next((stem + ending for ending in CAPTION_ENDINGS if stem + ending in names), None)
+
+
+def read_text(file: Path, name: str) -> str | None:
+    """Read a caption file (UTF-8, or UTF-16 with its mark) as one line; None when it is blank.
+
+    Raises InputError, in which `name` stands for the file, when it cannot be read or has another encoding.
     """
-    file = _caption_file(picture)
-    if file is None:
-        return caption_or_trigger("", trigger_word, picture.name)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"caption {name} cannot be read ({error.strerror}); check its permissions") from error
+    return one_line(decode_text(data, f"caption {name}")) or None
+
+
+def decode_text(data: bytes, what: str) -> str:
+    """Decode UTF-8, with or without a byte order mark, or UTF-16 with one; else InputError that begins with `what`."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Windows editors call it "Unicode"
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"caption {file.name} is not UTF-8 text (byte {error.start}); save it again with the encoding UTF-8"
+            f"{what} is not {'UTF-16' if utf16 else 'UTF-8'} text (byte {error.start}); "
+            "save it again with the encoding UTF-8"
         ) from error
-    except OSError as error:
-        raise InputError(f"caption {file.name} cannot be read ({error.strerror}); check its permissions") from error
-    return caption_or_trigger(text, trigger_word, picture.name)
 
 
-def caption_or_trigger(text: str, trigger_word: str, name: str) -> str:
-    """Bring a caption to one line; a blank one becomes the trigger word; InputError when that is blank too."""
-    caption = " ".join(text.split()) or " ".join(trigger_word.split())
+def one_line(text: str) -> str:
+    """Bring text to one line with single blanks."""
+    return " ".join(text.split())
+
+
+def final_caption(written: str | None, trigger_word: str, subset: str, config: CaptionConfig, name: str) -> str:
+    """The caption to train with: what was written, else the trigger word, else the class tokens of its folder.
+
+    Prefix and suffix go around it with one blank between, as kohya's trainers do; a comma is theirs to bring.
+    Raises InputError when there is nothing but prefix and suffix.
+    """
+    caption = one_line(written or "") or one_line(trigger_word) or one_line(subset)
     if not caption:
-        text_file = Path(name).with_suffix(".txt").name
+        text_file = PurePosixPath(name).with_suffix(".txt").name
         raise InputError(
             f"picture {name} has no caption; write one into {text_file} beside it, "
             "or give a trigger word that stands for pictures without a caption"
         )
-    return caption
+    return one_line(f"{config.prefix} {caption} {config.suffix}")
 
 
-def _caption_file(picture: Path) -> Path | None:
-    for ending in (".txt", ".TXT"):
-        file = picture.with_suffix(ending)
-        if file.is_file():
-            return file
-    return None
+def tags(caption: str) -> list[str]:
+    """The parts of a caption between commas, without blanks around them and without empty ones."""
+    return [tag for part in caption.split(",") if (tag := part.strip())]
+
+
+def variants(caption: str, config: CaptionConfig) -> tuple[str, ...]:
+    """The distinct texts that stand for a caption: itself, or with `shuffle` orders of its tags, the written one first.
+
+    The first `keep_tags` stay in front. The orders follow from the caption alone, so that a cache serves every run,
+    and fewer variants are the first of more.
+    """
+    words = tags(caption)
+    kept, free = words[: config.keep_tags], words[config.keep_tags :]
+    if not config.shuffle or not words:
+        return (caption,)
+    wanted = min(config.variants, _orders(free))
+    draw = random.Random(int.from_bytes(hashlib.sha256(caption.encode()).digest(), "big"))
+    found = {", ".join(kept + free): None}
+    while len(found) < wanted:  # ends: every order is as likely as any other
+        draw.shuffle(free)
+        found[", ".join(kept + free)] = None
+    return tuple(found)
+
+
+def has_trigger(caption: str, trigger_word: str) -> bool:
+    """Whether the trigger word, which may be several words, stands in a caption as whole words, in any case."""
+    word = one_line(trigger_word).casefold()
+    return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", one_line(caption).casefold()) is not None
+
+
+def _orders(words: list[str]) -> int:
+    """How many distinct orders there are: n! over the factorials of how often each word comes."""
+    count = math.factorial(len(words))
+    for often in Counter(words).values():
+        count //= math.factorial(often)
+    return count

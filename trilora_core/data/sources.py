@@ -103,7 +103,7 @@ def _root(folder: str | Path, what: str) -> Path:
 
 def _list(folder: Path, prefix: str, root: Path) -> _Listing:
     """List a folder without its hidden files, and without what links lead out of `root` to."""
-    listing = _Listing(prefix)
+    listing, outside = _Listing(prefix), list[str]()
     try:
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
@@ -115,7 +115,7 @@ def _list(folder: Path, prefix: str, root: Path) -> _Listing:
         if not entry.name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry.name):
             listing.notes.append(f"{name!a} is not used: its name is not UTF-8; rename it")
         elif entry.is_symlink() and not inside(entry.path, root):
-            listing.notes.append(f"{name} is a link that leads out of the folder")
+            outside.append(entry.name)
         elif entry.is_dir():
             listing.folders.append(entry.name)
         elif entry.is_file():
@@ -123,6 +123,7 @@ def _list(folder: Path, prefix: str, root: Path) -> _Listing:
         else:
             listing.notes.append(f"{name} is no file, or a link to nothing")
     listing.folders.sort(key=_natural)
+    listing.notes += _note(prefix, outside, "is a link that leads out of the folder", "links lead out of the folder")
     return listing
 
 
@@ -164,6 +165,10 @@ def _parse(name: str) -> tuple[int, str]:
 def _no_pictures(folder: str | Path, top: _Listing) -> InputError:
     path = Path(folder).expanduser()
     others = [name for name in top.folders if not _parse(name)[0]]
+    if top.notes:
+        return InputError(
+            f"picture folder {path} has no pictures to use: {top.notes[0]}; put the files themselves there"
+        )
     if others:
         return InputError(
             f"picture folder {path} has no pictures; its subfolder {others[0]} is not read, "

@@ -6,6 +6,7 @@ __all__ = ["VERBS"]
 
 # What `--help` shows, in this order; the file of a verb is imported only when it is called.
 VERBS: dict[str, str] = {
+    "dataset": "show what a folder of pictures and captions holds, before anything is trained",
     "train": "train an adapter on a folder of captioned pictures",
     "apply": "draw pictures with an adapter, at one strength or several",
     "merge": "add several adapters into one",

@@ -12,6 +12,7 @@ import torch
 
 from ..backend_diffusers import DiffusersPreviewer
 from ..config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig
+from ..data import MemoryStore
 from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
 from ..errors import InputError
 from ..plots import picture_grid, plot_losses, plot_spectrum
@@ -19,7 +20,10 @@ from ..session import Outcome
 from .apply import draw
 from .base import choose_device, load_base, own_resolution
 from .parser import Arguments, OneLineParser, whole
-from .train import encode, prepare, summary, train_with_bar
+from .pictures import encode
+from .store import CountedStore
+from .summary import summary
+from .train import prepare, train_with_bar
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
@@ -56,9 +60,10 @@ def run(arguments: Arguments) -> int:
     device = choose_device(arguments.device)
     torch.set_num_threads(1)  # the demo's tensors are so small that a second thread only waits
     pipe = load_base(str(BASE), device, "fp32")
-    dataset = encode(pipe, DataConfig(str(PICTURES), own_resolution(pipe), TRIGGER_WORD))
+    store = CountedStore(MemoryStore())
+    dataset = encode(pipe, DataConfig(str(PICTURES), own_resolution(pipe), TRIGGER_WORD), store)
     prepared = prepare(pipe, dataset, _config(arguments.steps, arguments.seed), device)
-    print("\n".join(summary(prepared, dataset, device)))
+    print("\n".join(summary(prepared, dataset, device, store)))
     outcome = train_with_bar(prepared, folder / "zorblin_style.safetensors")
     _show(pipe, outcome, folder, arguments.seed)
     print(f"\ndone in {time.perf_counter() - started:.0f} seconds; look at:")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -20,9 +22,13 @@ from ..config import TrainConfig
 from ..data import Dataset
 from ..errors import InputError
 from ..recompute import checkpointed
-from ..train import Run, train
+from ..train import Run, planned, train
 
 __all__ = ["ALONE", "Crew", "averaged_gradients", "follow", "join"]
+
+_PATIENCE = timedelta(days=2)  # of the others, while the first encodes or draws; a process that dies ends it at once
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,41 @@ class Crew:
         """Every size-th picture from the rank-th on; raises InputError when there are fewer pictures than processes."""
         if len(dataset) < self.size:
             raise InputError(f"{len(dataset)} pictures for {self.size} processes; start one per picture at most")
-        mine = slice(self.rank, None, self.size)
+        part, most = dataset.part(self.rank, self.size), dataset.config.max_train_samples
         return dataclasses.replace(
-            dataset,
-            latents=dataset.latents[mine],
-            cond=dataset.cond[mine],
-            names=dataset.names[mine],
-            captions=dataset.captions[mine],
+            part, config=dataclasses.replace(part.config, max_train_samples=-(-most // self.size))
         )
 
-    def config(self, config: TrainConfig) -> TrainConfig:
-        """The options with a seed of this process's own, so that no two draw the same noise."""
+    def config(self, config: TrainConfig, dataset: Dataset) -> TrainConfig:
+        """The options with the steps that epochs of the whole data set make, and a seed of this process's own.
+
+        No two processes draw the same noise, and all take the same number of steps.
+        """
+        if config.epochs:
+            config = dataclasses.replace(config, steps=-(-planned(config, dataset).steps // self.size))
         return config if self.leads else dataclasses.replace(config, seed=derive_seed(config.seed, "rank", self.rank))
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Let the first process do `work` before the others, who do it when its results lie on the disk.
+
+        What the first one refuses as bad input, all refuse.
+        """
+        if self.size == 1:
+            return work()
+        group: Any = distributed.new_group(timeout=_PATIENCE, backend="gloo")
+        problem = [""]
+        if self.leads:
+            try:
+                done = work()
+            except InputError as error:
+                distributed.broadcast_object_list([str(error)], 0, group=group)
+                raise
+            distributed.broadcast_object_list(problem, 0, group=group)
+            return done
+        distributed.broadcast_object_list(problem, 0, group=group)
+        if problem[0]:
+            raise InputError(problem[0])
+        return work()
 
     def metadata(self, run: Run, dataset: Dataset) -> dict[str, str]:
         """What the file says otherwise than the first process alone would; {} for one process."""
@@ -66,7 +95,7 @@ class Crew:
             return {}
         config = run.config
         return {
-            "ss_num_train_images": str(len(dataset)),
+            "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
             "ss_total_batch_size": str(self.size * config.batch_size * config.optimizer.accumulation),
             "trilora.processes": str(self.size),
             "trilora.fingerprint": f"{run.fingerprint()} x {self.size}",

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, DataConfig, TrainConfig, from_dict
+from ..config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
+from .data_options import (
+    CacheOptions,
+    add_cache_options,
+    add_data_options,
+    add_prior_options,
+    read_cache,
+    read_data,
+    read_prior,
+)
+from .options import Given, flag, option, read_given
 from .parser import Arguments, OneLineParser, rank, whole
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["RunOptions", "add_run_options", "read_run_options"]
 
 _PATHS = ("model", "output")
-_MARK = "option:"  # tells the options of the run from other arguments
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class RunOptions:
     model: str
     output: Path
     data: DataConfig
+    prior: PriorConfig | None  # None: no prior pictures
+    cache: CacheOptions
     train: TrainConfig
     own_resolution: bool = False  # none was asked for: take the model's
 
@@ -37,35 +41,20 @@ class RunOptions:
 def add_run_options(parser: OneLineParser) -> None:
     """Declare every option of a run, in groups; the `dest` of each is its place in the TOML file."""
     files = parser.add_argument_group("model and file")
-    _option(files, "--model", "model", "base model: a diffusers folder or one .safetensors file", metavar="PATH")
-    _option(files, "--output", "output", "the adapter file to write", metavar="NAME.safetensors")
-    _add_pictures(parser)
+    option(files, "--model", "model", "base model: a diffusers folder or one .safetensors file", metavar="PATH")
+    option(files, "--output", "output", "the adapter file to write", metavar="NAME.safetensors")
+    add_data_options(parser, "the model's own")
+    add_prior_options(parser)
     _add_adapter(parser)
     _add_optimizer(parser)
     _add_loop(parser)
-
-
-def _add_pictures(parser: OneLineParser) -> None:
-    """Declare what is trained on."""
-    group = parser.add_argument_group("pictures")
-    _option(
-        group, "--data", "data.folder", "folder of pictures, each with a .txt caption of the same name", metavar="DIR"
-    )
-    _option(
-        group,
-        "--resolution",
-        "data.resolution",
-        "pixels, square; pictures are scaled and their centre kept (default: the model's own size)",
-        type=whole,
-    )
-    _option(group, "--trigger-word", "data.trigger_word", "caption of a picture that has none", metavar="TEXT")
-    _flag(group, "--skip-unreadable", "data.skip_unreadable", "leave out broken pictures, and name them")
+    add_cache_options(parser)
 
 
 def _add_adapter(parser: OneLineParser) -> None:
     adapter = TrainConfig().adapter
     group = parser.add_argument_group("adapter")
-    _option(
+    option(
         group,
         "--rank",
         "adapter.rank",
@@ -73,13 +62,11 @@ def _add_adapter(parser: OneLineParser) -> None:
         " that holds this share of the weight's energy",
         type=rank,
     )
-    _option(
+    option(
         group, "--rank-cap", "adapter.rank_cap", f"limit of an energy rank (default: {adapter.rank_cap})", type=whole
     )
-    _option(
-        group, "--alpha", "adapter.alpha", "scale of the change is alpha / rank (default: alpha = rank)", type=float
-    )
-    _option(
+    option(group, "--alpha", "adapter.alpha", "scale of the change is alpha / rank (default: alpha = rank)", type=float)
+    option(
         group,
         "--init",
         "adapter.init",
@@ -87,14 +74,14 @@ def _add_adapter(parser: OneLineParser) -> None:
         " multiplies the effective learning rate by them: lower --lr with it",
         choices=INITS,
     )
-    _option(
+    option(
         group,
         "--method",
         "adapter.method",
         f"lora holds Σ at 1, for comparison (default: {adapter.method})",
         choices=METHODS,
     )
-    _option(
+    option(
         group,
         "--companion-rank",
         "adapter.companion_rank",
@@ -106,33 +93,33 @@ def _add_adapter(parser: OneLineParser) -> None:
 def _add_optimizer(parser: OneLineParser) -> None:
     optimizer = TrainConfig().optimizer
     group = parser.add_argument_group("optimizer")
-    _option(
+    option(
         group, "--lr", "optimizer.learning_rate", f"learning rate (default: {optimizer.learning_rate:g})", type=float
     )
-    _option(group, "--optimizer", "optimizer.name", f"default: {optimizer.name}", choices=OPTIMIZERS)
-    _option(
+    option(group, "--optimizer", "optimizer.name", f"default: {optimizer.name}", choices=OPTIMIZERS)
+    option(
         group,
         "--weight-decay",
         "optimizer.weight_decay",
         f"of up and down, never of Σ (default: {optimizer.weight_decay:g})",
         type=float,
     )
-    _option(
+    option(
         group,
         "--schedule",
         "optimizer.schedule",
         f"of the learning rate after its warm-up (default: {optimizer.schedule})",
         choices=SCHEDULES,
     )
-    _option(group, "--warmup-steps", "optimizer.warmup_steps", "steps from 0 to the full rate (default: 0)", type=whole)
-    _option(
+    option(group, "--warmup-steps", "optimizer.warmup_steps", "steps from 0 to the full rate (default: 0)", type=whole)
+    option(
         group,
         "--clip-norm",
         "optimizer.clip_norm",
         f"largest gradient norm, 0 for none (default: {optimizer.clip_norm:g})",
         type=float,
     )
-    _option(
+    option(
         group,
         "--accumulation",
         "optimizer.accumulation",
@@ -144,23 +131,24 @@ def _add_optimizer(parser: OneLineParser) -> None:
 def _add_loop(parser: OneLineParser) -> None:
     train = TrainConfig()
     group = parser.add_argument_group("run")
-    _option(group, "--steps", "steps", f"optimizer steps (default: {train.steps})", type=whole)
-    _option(group, "--batch-size", "batch_size", f"pictures per batch (default: {train.batch_size})", type=whole)
-    _option(group, "--seed", "seed", f"same seed, same adapter (default: {train.seed})", type=whole)
-    _option(
+    option(group, "--steps", "steps", f"optimizer steps (default: {train.steps})", type=whole)
+    option(group, "--epochs", "epochs", "passes over the pictures, in place of --steps", type=whole)
+    option(group, "--batch-size", "batch_size", f"pictures per batch (default: {train.batch_size})", type=whole)
+    option(group, "--seed", "seed", f"same seed, same adapter (default: {train.seed})", type=whole)
+    option(
         group,
         "--precision",
         "precision",
         f"arithmetic of the forward pass (default: {train.precision}, as the base model's weights)",
         choices=PRECISIONS,
     )
-    _flag(
+    flag(
         group,
         "--gradient-checkpointing",
         "gradient_checkpointing",
         "recompute each block in the backward pass: less memory, more time, the same gradients",
     )
-    _option(
+    option(
         group,
         "--save-every",
         "save_every",
@@ -175,50 +163,36 @@ def read_run_options(arguments: Arguments) -> RunOptions:
 
     Raises InputError for a file that cannot be read, unknown names, wrong types, and for what is missing.
     """
-    values = _read_toml(arguments.config) if arguments.config else {}
-    for name, value in vars(arguments).items():
-        if name.startswith(_MARK):
-            _put(values, name.removeprefix(_MARK), value)
-    paths = {name: _text(name, values.pop(name, "")) for name in _PATHS}
-    pictures = values.pop("data", {})
-    data = from_dict(DataConfig, pictures)
-    for name, flag, found in (("model", "--model", paths["model"]), ("output", "--output", paths["output"])):
-        if not found:
-            raise InputError(f'no {name} was given; add {flag}, or a line `{name} = "…"` to the --config file')
-    if not data.folder:
-        raise InputError("no pictures were given; add --data DIR, or `folder` under [data] in the --config file")
-    train = from_dict(TrainConfig, values)
-    return RunOptions(paths["model"], Path(paths["output"]), data, train, "resolution" not in pictures)
+    given = read_given(arguments)
+    paths = {name: _text(name, given.values.pop(name, "")) for name in _PATHS}
+    for name, place in paths.items():
+        if not place:
+            raise InputError(f'no {name} was given; add --{name}, or a line `{name} = "…"` to the --config file')
+    own_resolution = "resolution" not in _table(given, "data")
+    data, prior, cache = read_data(given), read_prior(given, Path(paths["output"])), read_cache(given)
+    if prior is not None and Path(prior.folder).expanduser().resolve() == Path(data.folder).expanduser().resolve():
+        raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
+    _choose_length(given)
+    train = from_dict(TrainConfig, given.values)
+    return RunOptions(paths["model"], Path(paths["output"]), data, prior, cache, train, own_resolution)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; check the name") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid TOML ({error}); correct that line") from error
+def _choose_length(given: Given) -> None:
+    """Steps or epochs: a flag wins over the file, and two of a kind are refused."""
+    values, flags = given.values, given.flags
+    if {"steps", "epochs"} <= flags:
+        raise InputError("--steps and --epochs were both given; choose one")
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if name in flags:
+            values.pop(other, None)
+    if "steps" in values and values.get("epochs"):
+        raise InputError("the --config file has both steps and epochs; take one of the lines out")
 
 
-def _option(group: Any, flag: str, place: str, text: str, **how: Any) -> None:
-    """One option that stays out of the namespace unless it is given."""
-    if "choices" not in how:
-        how.setdefault("metavar", "N" if how.get("type") is whole else "X")
-    group.add_argument(flag, dest=_MARK + place, default=argparse.SUPPRESS, help=text, **how)
-
-
-def _flag(group: Any, flag: str, place: str, text: str) -> None:
-    group.add_argument(flag, dest=_MARK + place, default=argparse.SUPPRESS, action="store_true", help=text)
-
-
-def _put(values: dict[str, Any], place: str, value: Any) -> None:
-    """Set "optimizer.learning_rate" in nested tables, making those that are not there."""
-    *tables, name = place.split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise InputError(f"{table} in the --config file is {values!r}; wanted a table [{table}]")
-    values[name] = value
+def _table(given: Given, name: str) -> dict[str, Any]:
+    """A table as it was given; one that is none is told so when it is read."""
+    found = given.values.get(name, {})
+    return found if isinstance(found, dict) else {}
 
 
 def _text(name: str, value: Any) -> str:

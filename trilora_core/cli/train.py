@@ -10,24 +10,27 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..adapter import TriLoRA
-from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder
-from ..config import DataConfig, TrainConfig
-from ..data import Dataset, list_pictures, load_folder
+from ..backend_diffusers import DiffusersDenoiser
+from ..config import DataConfig, PriorConfig, TrainConfig
+from ..data import Dataset, scan_folder
 from ..errors import InputError
 from ..metadata import rank_summary
 from ..plots import plot_losses
 from ..session import Outcome, find_finished, train_to_file
 from ..train import Run, Step, TrainingDiverged
-from .base import choose_device, describe_device, load_base, own_resolution
+from .base import choose_device, load_base, own_resolution
+from .options import add_config
 from .parser import Arguments, OneLineParser, add_device
+from .pictures import draw_prior, encode, prior_data, progress_bar
 from .processes import ALONE, Crew, averaged_gradients, follow, join
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
+from .store import CountedStore, open_store
+from .summary import summary
 
-__all__ = ["EXAMPLES", "USAGE", "add_arguments", "encode", "prepare", "run", "train_with_bar"]
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
 
 USAGE = "--model PATH --data DIR --output NAME.safetensors [options]"
 EXAMPLES = """\
@@ -35,6 +38,8 @@ examples:
   python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors
   python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors \\
       --trigger-word "my style" --rank 16 --steps 1000 --lr 1e-4 --batch-size 2 --seed 0 --plot loss.png
+  python -m trilora_core train --model MODEL --data PICTURES --output dog.safetensors --epochs 20 --flip \\
+      --trigger-word "sks dog" --prior-prompt "a dog" --prior-count 200
   python -m trilora_core train --config run.toml --steps 2000
 
 A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
@@ -44,6 +49,8 @@ A --config file holds the same options by their names in trilora_core/config.py;
   [data]
   folder = "pictures"
   trigger_word = "my style"
+  [data.captions]
+  shuffle = true
   [adapter]
   rank = 16
   [optimizer]
@@ -57,7 +64,7 @@ Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goe
 
 def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", metavar="RUN.toml", type=Path, help="read options from this file")
+    add_config(parser)
     add_run_options(parser)
     group = parser.add_argument_group("result")
     group.add_argument(
@@ -76,27 +83,31 @@ def run(arguments: Arguments) -> int:
     output = check_output(options.output)
     if arguments.plot:
         check_picture(arguments.plot)
-    list_pictures(options.data.folder)  # an empty folder is better known before the model is loaded
-    with join(arguments.device) as crew:
+    masks = options.data.masks
+    # an empty folder is better known before the model is loaded
+    scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
+    with join(arguments.device) as crew, open_store(options.cache) as store:
         if arguments.resume and crew.size > 1:
             raise InputError("--resume works with one process only; start this run without it, or without launch")
-        _train(arguments, options, output, crew)
+        _train(arguments, options, output, crew, store)
     return 0
 
 
-def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew) -> None:
+def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew, store: CountedStore) -> None:
     """The run itself, alone or in a crew."""
     device = choose_device(crew.device(arguments.device))
     pipe = load_base(options.model, device, arguments.base_dtype)
     data = options.data
     if options.own_resolution:
         data = dataclasses.replace(data, resolution=own_resolution(pipe))
-    dataset = encode(pipe, data, silent=not crew.leads)
-    prepared = prepare(pipe, dataset, options.train, device, crew)
+    dataset = _encode(pipe, data, store, crew)
+    drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
+    prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
+    prepared = prepare(pipe, dataset, options.train, device, crew, prior)
     with averaged_gradients(prepared.trainable, crew):
         if not crew.leads:
             return follow(prepared)
-        print("\n".join(summary(prepared, dataset, device, crew.size)))
+        print("\n".join(summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn)), flush=True)
         done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
         if done:
             print("this run is finished already; nothing was trained")
@@ -109,50 +120,34 @@ def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew) 
     print(f"{rank_summary(outcome.adapter)}\nadapter: {outcome.path.resolve()}")
 
 
-def encode(pipe: Any, data: DataConfig, *, silent: bool = False) -> Dataset:
-    """Read the folder and encode its pictures and captions, with a progress bar."""
-    bar: Any = None
+def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dataset:
+    """The first process encodes for all where they share a store."""
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or _bar(total, "encoding", "item")
-        bar.update(done - bar.n)
+    def work() -> Dataset:
+        return encode(pipe, data, store, silent=not crew.leads)
 
-    try:
-        return load_folder(data, DiffusersEncoder(pipe), None if silent else progress)
-    finally:
-        if bar:
-            bar.close()
+    return work() if store.folder is None else crew.first(work)
 
 
-def prepare(pipe: Any, dataset: Dataset, config: TrainConfig, device: torch.device, crew: Crew = ALONE) -> Run:
+def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew) -> int:
+    """How many prior pictures were drawn: by the first process, the others find them there."""
+    return crew.first(lambda: draw_prior(pipe, prior, resolution, base=base, silent=not crew.leads))
+
+
+def prepare(
+    pipe: Any,
+    dataset: Dataset,
+    config: TrainConfig,
+    device: torch.device,
+    crew: Crew = ALONE,
+    prior: Dataset | None = None,
+) -> Run:
     """A run of this configuration from its start, on this process's share of the pictures."""
     denoiser = DiffusersDenoiser(pipe)
     adapter = TriLoRA.create(
         denoiser.targets(), config.adapter, seed=config.seed, data_hash=dataset.content_hash, device=device
     )
-    return Run(crew.config(config), denoiser, crew.share(dataset), adapter)
-
-
-def summary(run: Run, dataset: Dataset, device: torch.device, processes: int = 1) -> list[str]:
-    """What will be trained, on what, with what."""
-    count = sum(parameter.numel() for parameter in run.trainable.trainable())
-    pictures = f"{len(dataset)} pictures at {dataset.resolution} x {dataset.resolution}"
-    word = f', trigger word "{dataset.trigger_word}"' if dataset.trigger_word else ""
-    config = run.config
-    batch = " x ".join(
-        [f"{config.batch_size}"]
-        + [f"{config.optimizer.accumulation} accumulated"] * (config.optimizer.accumulation > 1)
-        + [f"{processes} processes"] * (processes > 1)
-    )
-    return [
-        *(f"left out: {problem}" for problem in dataset.skipped),
-        f"pictures:   {pictures}, {len(set(dataset.captions))} captions{word}",
-        f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
-        f"adapter:    {len(run.trainable.branches)} layers, rank {config.adapter.rank}, {count:,} parameters",
-        f"run:        {config.steps} steps of batch {batch}, learning rate {config.optimizer.learning_rate:g},"
-        f" seed {config.seed}",
-    ]
+    return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior)
 
 
 def train_with_bar(
@@ -168,7 +163,7 @@ def train_with_bar(
     A KeyboardInterrupt goes on with the name of the file that holds what was trained; a run that diverges or does not
     fit into memory raises InputError.
     """
-    bar = _bar(run.config.steps, "training", "step")
+    bar = progress_bar(run.config.steps, "training", "step")
     shown: list[float] = []
     kept: list[Path] = []
 
@@ -201,9 +196,3 @@ def _where(run: Run, kept: list[Path]) -> str:
     if not kept:
         return "no step was done yet, so there is nothing to keep"
     return f"the adapter after step {run.step} is {kept[0].resolve()}; the same command with --resume goes on"
-
-
-def _bar(total: int, what: str, unit: str) -> Any:
-    # a log file gets a line every ten seconds in place of an animation
-    pause = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, unit=unit, mininterval=pause, dynamic_ncols=True, file=sys.stderr)

@@ -1,0 +1,70 @@
+"""The pictures of a run: encoded with a progress bar, and those of the prior drawn before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..backend_diffusers import DiffusersEncoder, DiffusersPreviewer
+from ..config import DataConfig, PriorConfig
+from ..data import Dataset, Progress, Store, load_folder
+from ..data.prior import ensure_prior
+
+__all__ = ["draw_prior", "encode", "prior_data", "progress_bar"]
+
+
+def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
+    """Read the folder and encode those of its pictures and captions that the store lacks, with a progress bar."""
+    # finding everything in the store takes no time that needs a bar
+    with _reported("encoding", "item", silent, delay=1.0) as progress:
+        return load_folder(data, DiffusersEncoder(pipe), store, progress)
+
+
+def draw_prior(pipe: Any, prior: PriorConfig, resolution: int, *, base: str = "", silent: bool = False) -> int:
+    """Draw the prior pictures that are missing, with the model as it is now; how many these were."""
+    previewer = DiffusersPreviewer(pipe, resolution=resolution)
+    with _reported("drawing prior", "picture", silent) as progress:
+        _, drawn = ensure_prior(prior, previewer, progress, base=base)
+    return drawn
+
+
+def prior_data(prior: PriorConfig, data: DataConfig) -> DataConfig:
+    """The options that prior pictures are read with: framed as the others, with the first prompt for a caption."""
+    lines = [line.strip() for line in prior.prompt.splitlines() if line.strip()]
+    return DataConfig(
+        folder=str(Path(prior.folder).expanduser()),
+        resolution=data.resolution,
+        trigger_word=lines[0] if lines else "",
+        skip_unreadable=data.skip_unreadable,
+        framing=data.framing,
+    )
+
+
+def progress_bar(total: int, what: str, unit: str, done: int = 0) -> Any:
+    """A bar on standard error that begins at `done`; a log file gets a line every ten seconds in place of it."""
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=pause, dynamic_ncols=True, file=sys.stderr)
+
+
+@contextmanager
+def _reported(what: str, unit: str, silent: bool, delay: float = 0.0) -> Iterator[Progress | None]:
+    """A progress callback that shows a bar as soon as there is something to wait for."""
+    bar: Any = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None and done < total:
+            bar = progress_bar(total, what, unit, done, delay)
+        if bar is not None:
+            bar.update(done - bar.n)
+
+    try:
+        yield None if silent else progress
+    finally:
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,106 @@
+"""What a run is about to do, in a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..data import Dataset
+from ..data.report_text import printable
+from ..train import Run
+from .base import describe_device
+from .store import CountedStore
+
+__all__ = ["at_most", "remarks", "summary"]
+
+MOST_LINES = 10
+
+
+def summary(
+    run: Run, dataset: Dataset, device: torch.device, store: CountedStore, *, processes: int = 1, drawn: int = 0
+) -> list[str]:
+    """What will be trained, on what, with what; `drawn` prior pictures are new."""
+    count = sum(parameter.numel() for parameter in run.trainable.trainable())
+    rank = run.config.adapter.rank
+    return [
+        *remarks(dataset),
+        *_pictures(dataset),
+        *(_prior(run, drawn)),
+        f"cache:      {store}",
+        f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
+        f"adapter:    {len(run.trainable.branches)} layers, rank {rank}, {count:,} parameters",
+        _length(run, dataset, processes),
+    ]
+
+
+def remarks(dataset: Dataset) -> list[str]:
+    """Pictures that were left out, and what else the reader of the folder noticed."""
+    skipped = at_most([printable(f"left out: {problem}") for problem in dataset.skipped])
+    return skipped + at_most([printable(f"note: {note}") for note in dataset.notes])
+
+
+def at_most(lines: Sequence[str], most: int = MOST_LINES) -> list[str]:
+    """The first lines, and how many more there are."""
+    rest = len(lines) - most
+    return [*lines[:most], f"… and {rest} more of these"] if rest > 0 else list(lines)
+
+
+def _pictures(dataset: Dataset) -> list[str]:
+    """Pictures, subsets with repeats, buckets, masks."""
+    config, items = dataset.config, dataset.items
+    word = f', trigger word "{config.trigger_word}"' if config.trigger_word else ""
+    least = f", {dataset.epoch_size} of them in each epoch" if dataset.epoch_size < len(items) else ""
+    captions = f"{len(set(dataset.captions))} captions{word}"
+    lines = [f"pictures:   {len(items)} pictures at resolution {config.resolution}, {captions}{least}"]
+    subsets = Counter((item.subset, item.repeats) for item in items)
+    if len(subsets) > 1 or any(repeats > 1 for _, repeats in subsets):
+        told = [
+            f"{repeats} x {count} pictures {f'of {name!r}' if name else 'outside such folders'}"
+            for (name, repeats), count in sorted(subsets.items())
+        ]
+        lines += [f"subsets:    {line}" for line in at_most(told)]
+    lines.append(f"buckets:    {_buckets(Counter(item.frames[0].size for item in items))}")
+    if config.masks.source != "none":
+        masked = sum(bool(item.masks) for item in items)
+        lines.append(f"masks:      {masked} of {len(items)} pictures, {config.masks.floor:g} of the loss under them")
+    return lines
+
+
+def _buckets(sizes: Counter[tuple[int, int]]) -> str:
+    narrow, wide = min(sizes, key=_shape), max(sizes, key=_shape)
+    if len(sizes) == 1:
+        return f"1, {narrow[0]} x {narrow[1]}"
+    alone = sum(count == 1 for count in sizes.values())
+    single = f"; {alone} with one picture" if alone else ""
+    return f"{len(sizes)}, from {narrow[0]} x {narrow[1]} to {wide[0]} x {wide[1]} pixels{single}"
+
+
+def _shape(size: tuple[int, int]) -> float:
+    return size[0] / size[1]
+
+
+def _prior(run: Run, drawn: int) -> list[str]:
+    if run.prior is None:
+        return []
+    new = f", {drawn} of them drawn now" if drawn else ""
+    folder = Path(run.prior.config.folder).resolve()
+    beside = f"{run.config.prior_batch_size} beside each batch, weight {run.config.prior_weight:g}"
+    return [f"prior:      {len(run.prior)} pictures in {folder}{new}; {beside}"]
+
+
+def _length(run: Run, dataset: Dataset, processes: int) -> str:
+    config = run.config
+    accumulated = config.optimizer.accumulation
+    batch = " x ".join(
+        [f"{config.batch_size}"]
+        + [f"{accumulated} accumulated"] * (accumulated > 1)
+        + [f"{processes} processes"] * (processes > 1)
+    )
+    epochs = config.steps * config.batch_size * accumulated * processes / dataset.epoch_size
+    return (
+        f"run:        {config.steps} steps of batch {batch} ({epochs:.1f} epochs),"
+        f" learning rate {config.optimizer.learning_rate:g}, seed {config.seed}"
+    )

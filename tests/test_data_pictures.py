@@ -333,8 +333,13 @@ def test_an_embedded_profile_is_brought_to_srgb_with_alpha_and_palette() -> None
     assert near(open_picture(encode(palette, icc_profile=profile), "a.png"), (3, 3), GREEN)
     clear = encode(Image.new("RGBA", (20, 20), (*RED, 0)), icc_profile=profile)
     assert open_picture(clear, "a.png").getpixel((3, 3)) == WHITE
-    gray = encode(Image.new("L", (20, 20), 77), icc_profile=profile)
-    assert near(open_picture(gray, "a.png"), (3, 3), (77, 77, 77))
+    linear = bytearray(profile + b"curv" + bytes(4) + struct.pack(">IH", 1, 0x0100))
+    linear[:4] = struct.pack(">I", len(linear))
+    for name in (b"rTRC", b"gTRC", b"bTRC"):
+        at = linear.index(name) + 4
+        linear[at : at + 8] = struct.pack(">II", len(profile), 14)
+    gray = encode(Image.new("L", (20, 20), 55), icc_profile=bytes(linear))
+    assert near(open_picture(gray, "a.png"), (3, 3), (128, 128, 128), 3)
 
 
 @needs_lcms

@@ -5,10 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyTriLoRA
-from .dataset import TriLoRADataset, TriLoRADatasetFromImages
+from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
+from .dataset_options import TriLoRADatasetOptions
 from .files import LoadTriLoRA, SaveTriLoRA
 from .merge import MergeTriLoRA
 from .options import TriLoRAOptimizerOptions
+from .prior import TriLoRAPriorPictures
+from .report import TriLoRADatasetReport
 from .train import TrainTriLoRA
 
 __all__ = ["NODES", "TriLoRAExtension"]
@@ -16,6 +19,10 @@ __all__ = ["NODES", "TriLoRAExtension"]
 NODES: tuple[type[io.ComfyNode], ...] = (
     TriLoRADataset,
     TriLoRADatasetFromImages,
+    TriLoRADatasetFromLatents,
+    TriLoRADatasetOptions,
+    TriLoRADatasetReport,
+    TriLoRAPriorPictures,
     TriLoRAOptimizerOptions,
     TrainTriLoRA,
     SaveTriLoRA,

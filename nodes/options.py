@@ -32,7 +32,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             display_name="TriLoRA Optimizer Options",
             category=CATEGORY,
             description="Settings of Train TriLoRA that most people leave alone.",
-            inputs=[*_adapter_inputs(), *_optimizer_inputs(), *_run_inputs()],
+            inputs=[*_adapter_inputs(), *_optimizer_inputs(), *_run_inputs(), *_data_inputs()],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
         )
 
@@ -54,6 +54,9 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         save_every: int,
         rank_energy: float = 0.0,
         options: TrainConfig | None = None,
+        epochs: int = 0,
+        prior_weight: float = 1.0,
+        prior_batch_size: int = 1,
     ) -> io.NodeOutput:
         """Set this node's fields; the others stay as `options` had them."""
         base = options or TrainConfig()
@@ -76,6 +79,9 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             precision=precision,
             gradient_checkpointing=gradient_checkpointing,
             save_every=save_every,
+            epochs=epochs,
+            prior_weight=prior_weight,
+            prior_batch_size=prior_batch_size,
         )
         return io.NodeOutput(run)
 
@@ -192,5 +198,36 @@ def _run_inputs() -> list[io.Input]:
             "options",
             optional=True,
             tooltip="Options of another node: this one sets its own fields and keeps the rest.",
+        ),
+    ]
+
+
+def _data_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "epochs",
+            default=0,
+            min=0,
+            max=100_000,
+            optional=True,
+            tooltip="Passes over the data set, repeats included, in place of the steps of Train TriLoRA. 0: its steps.",
+        ),
+        io.Float.Input(
+            "prior_weight",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            optional=True,
+            tooltip="Weight of the loss of the prior pictures beside that of the data set. More keeps the model's idea "
+            "of the class, less learns the subject faster. Without prior pictures it does nothing.",
+        ),
+        io.Int.Input(
+            "prior_batch_size",
+            default=1,
+            min=1,
+            max=1024,
+            optional=True,
+            tooltip="Prior pictures beside each batch. Without prior pictures it does nothing.",
         ),
     ]

@@ -48,7 +48,8 @@ class TrainTriLoRA(io.ComfyNode):
                     default=500,
                     min=1,
                     max=1_000_000,
-                    tooltip="Optimizer steps. 300 to 2000 is usual; too many copy the pictures.",
+                    tooltip="Optimizer steps. 300 to 2000 is usual; too many copy the pictures. Epochs in the options "
+                    "take their place.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -86,6 +87,12 @@ class TrainTriLoRA(io.ComfyNode):
                 AdapterSocket.Input(
                     "start_from", optional=True, tooltip="An adapter to train on from, in place of a fresh one."
                 ),
+                DatasetSocket.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="Pictures of the class that a subject belongs to, from TriLoRA Prior Pictures or a "
+                    "TriLoRA Dataset node: they keep the model's idea of it. Their weight is in the options.",
+                ),
             ],
             outputs=[
                 AdapterSocket.Output(display_name="trilora", tooltip="The trained adapter, as it lies in its file."),
@@ -110,11 +117,19 @@ class TrainTriLoRA(io.ComfyNode):
         resume: bool,
         options: TrainConfig | None = None,
         start_from: Adapter | None = None,
+        prior: DatasetValue | None = None,
     ) -> io.NodeOutput:
         """Train, or read the finished run."""
         config = _configured(options or TrainConfig(), rank, steps, learning_rate, batch_size, seed)
         outcome, text = train_in_host(
-            model, dataset.data, name, config, resume=resume, start_from=start_from, node_id=cls.hidden.unique_id
+            model,
+            dataset.data,
+            name,
+            config,
+            resume=resume,
+            start_from=start_from,
+            prior=None if prior is None else prior.data,
+            node_id=cls.hidden.unique_id,
         )
         trained, _ = apply(outcome.adapter, model, 1.0)
         return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, ui=ui.PreviewText(text))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trilora_core.data.framing import Frame
 from ...trilora_core.errors import InputError
 from .models import fingerprint_modules
 
@@ -27,15 +28,11 @@ class HostEncoder:
             )
         self.clip = clip
         self.vae = vae
-        modules = {"clip": clip.cond_stage_model, "vae": vae.first_stage_model}
-        # the text encoder stopped at another layer, or with options of the host, encodes differently
-        options = f"{clip.layer_idx}"
-        self.fingerprint = fingerprint_modules(
-            (f"{kind}.{options}.{name}", weight)
-            for kind, module in modules.items()
-            for name, weight in module.named_parameters()
-            if weight.ndim > 1 and not name.endswith(NOT_IN_FILES)
-        )
+        self.picture_fingerprint = _fingerprint("vae", vae.first_stage_model)
+        # the text encoder stopped at another layer encodes differently
+        self.caption_fingerprint = _fingerprint(f"clip {clip.layer_idx}", clip.cond_stage_model)
+        self.fingerprint = f"{self.picture_fingerprint} {self.caption_fingerprint}"
+        self.encoded = 0  # pictures and captions so far
 
     def pictures(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), float32 in [0, 1] -> raw VAE latents (B, C, h, w), float32 on the CPU."""
@@ -45,20 +42,38 @@ class HostEncoder:
             raise InputError(
                 f"this VAE makes latents of shape {tuple(latents.shape)}, not of pictures; give an image VAE"
             )
+        self.encoded += len(latents)
         return normal(latents).to("cpu", torch.float32)
 
-    def captions(self, texts: Sequence[str]) -> list[object]:
+    def captions(self, texts: Sequence[str], *, weights: bool = False) -> list[Any]:
         """Captions -> one entry `[tensor, options]` of the host's CONDITIONING for each."""
-        return [self._caption(text) for text in texts]
+        return [self._caption(text, weights) for text in texts]
 
-    def _caption(self, text: str) -> object:
+    def placed(self, cond: Any, frame: Frame) -> Any:
+        """Tell models that are conditioned on it (SDXL) how large the picture was and what was cut off."""
+        tensor, options = cond
+        (width, height), (left, top), (wide, high) = frame.original, frame.corner, frame.size
+        place = {"width": width, "height": height, "crop_w": left, "crop_h": top}
+        return [tensor, {**options, **place, "target_width": wide, "target_height": high}]
+
+    def _caption(self, text: str, weights: bool) -> object:
         with torch.inference_mode():
-            entries = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            tokens = self.clip.tokenize(text, disable_weights=not weights)
+            entries = self.clip.encode_from_tokens_scheduled(tokens)
         if len(entries) != 1:
             raise InputError(
                 "this clip carries a schedule of hooks, so a caption has several meanings; give one without"
             )
+        self.encoded += 1
         return normal(entries[0])
+
+
+def _fingerprint(kind: str, module: Any) -> str:
+    return fingerprint_modules(
+        (f"{kind}.{name}", weight)
+        for name, weight in module.named_parameters()
+        if weight.ndim > 1 and not name.endswith(NOT_IN_FILES)
+    )
 
 
 def normal(value: Any) -> Any:

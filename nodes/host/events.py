@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 
-__all__ = ["Progress", "announce", "check_interrupt", "interrupt_type", "reporter"]
+from ...trilora_core.data import Dataset
 
+__all__ = ["Progress", "announce", "announce_data", "check_interrupt", "interrupt_type", "reporter", "summary"]
+
+LINES = 8  # of text on a node; more would push the graph apart
+SECONDS = 0.25  # between two events; more often would only load the browser
 
 log = logging.getLogger("trilora")
 
@@ -42,20 +47,47 @@ class Progress:
 def reporter(node_id: str | None, what: str) -> Callable[[int, int], None]:
     """Give a callback (done, total) that moves the bar of a node and raises the host's interrupt."""
     progress = Progress(node_id, 1)
+    shown = -SECONDS
 
     def report(done: int, total: int) -> None:
+        nonlocal shown
         check_interrupt()
-        progress.update(done, f"{what} {done} of {total}", total)
+        now = time.monotonic()
+        if done >= total or now - shown >= SECONDS:
+            shown = now
+            progress.update(done, f"{what} {done} of {total}", total)
 
     return report
 
 
 def announce(node_id: str | None, summary: str, problems: Sequence[str] = ()) -> None:
-    """Leave a line of text on the node, with what went wrong below it; problems go to the log too."""
+    """Leave a line of text on the node, with what the user should know below it; that goes to the log too."""
     for problem in problems:
         log.warning("TriLoRA: %s", problem)
-    left_out = [f"left out: {problem}" for problem in problems]
-    Progress(node_id, 1).text("\n".join([summary, *left_out]))
+    lines = [summary, *problems]
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], f"and {len(lines) - LINES + 1} more: see ComfyUI's log"]
+    Progress(node_id, 1).text("\n".join(lines))
+
+
+def announce_data(node_id: str | None, data: Dataset, more: str = "") -> None:
+    """Leave on the node what a data set holds, `more`, and what was left out of it."""
+    left_out = [f"left out: {problem}" for problem in data.skipped]
+    announce(node_id, summary(data) + more, [*left_out, *data.notes])
+
+
+def summary(data: Dataset) -> str:
+    """Count what a data set holds: "120 pictures, 3 buckets, 118 captions, 12 masks"."""
+    items = data.items
+    subsets = {(item.subset, item.repeats) for item in items}
+    counts = [
+        (len(items), "picture"),
+        (len({item.shape for item in items}), "bucket"),
+        (sum(item.written for item in items), "caption"),
+        (sum(bool(item.masks) for item in items), "mask"),
+        (len(subsets) if len(subsets) > 1 else 0, "subset"),
+    ]
+    return ", ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts if count or what == "caption")
 
 
 def check_interrupt() -> None:

@@ -16,14 +16,18 @@ __all__ = [
     "NO_LORA",
     "check_dataset_folder",
     "check_lora",
+    "check_mask_folder",
     "dataset_fingerprint",
     "dataset_folder",
     "dataset_folders",
     "lora_file",
     "lora_files",
     "lora_fingerprint",
+    "mask_fingerprint",
+    "mask_folders",
     "numbered_file",
     "output_folder",
+    "prior_folder",
     "unique_file",
 ]
 
@@ -31,6 +35,8 @@ NO_FOLDER = "(no folder yet: put pictures into a folder below ComfyUI's input)"
 NO_LORA = "(no file yet: put a LoRA into ComfyUI's models/loras)"
 REGISTERED = "trilora_datasets"  # the entry in the host's extra_model_paths file
 SUFFIX = " [datasets]"
+NO_MASK_FOLDER = ("none", "alpha")  # the other choices of the masks widget
+PRIOR = "trilora_prior"  # below input/
 
 
 def dataset_folders() -> list[str]:
@@ -55,6 +61,21 @@ def dataset_folder(name: str) -> Path:
 def check_dataset_folder(name: str | None) -> bool | str:
     """Validate the folder widget: True, or the reason why the name cannot be used (None: it comes over a link)."""
     return _valid(dataset_folder, name)
+
+
+def mask_folders() -> list[str]:
+    """Choices for the masks widget: none, alpha, then the names of folders."""
+    return [*NO_MASK_FOLDER, *(name for name in dataset_folders() if name not in (*NO_MASK_FOLDER, NO_FOLDER))]
+
+
+def check_mask_folder(name: str | None) -> bool | str:
+    """Validate the masks widget: True, or the reason why the name cannot be used (None: it comes over a link)."""
+    return True if name in NO_MASK_FOLDER else _valid(dataset_folder, name)
+
+
+def prior_folder(key: str) -> Path:
+    """The folder of the class pictures of one kind, below input/, so that the folder widgets list it too."""
+    return _input_root() / PRIOR / key
 
 
 def lora_files() -> list[str]:
@@ -119,6 +140,11 @@ def dataset_fingerprint(name: str | None) -> str:
     return _fingerprint(dataset_folder, name, [_input_root(), *_registered_roots()])
 
 
+def mask_fingerprint(name: str | None) -> str:
+    """Hash the masks of a name of `mask_folders`, as `dataset_fingerprint`."""
+    return str(name) if name in NO_MASK_FOLDER else dataset_fingerprint(name)
+
+
 def lora_fingerprint(name: str | None) -> str:
     """Hash the facts of one LoRA file, as `dataset_fingerprint`."""
     return _fingerprint(lora_file, name, [Path(root) for root in folder_paths.get_folder_paths("loras")])
@@ -128,12 +154,26 @@ def _fingerprint(resolve: Callable[[str], Path], name: str | None, roots: list[P
     digest = hashlib.sha256()
     try:
         for place in roots if name is None else [resolve(name)]:
-            for file in [place] if place.is_file() else sorted(place.rglob("*")):
-                facts = file.stat()
-                digest.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode(errors="surrogatepass"))
+            for file, facts in [(str(place), place.stat())] if place.is_file() else _files(str(place)):
+                told = f"{file}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ctime_ns}\n"
+                digest.update(told.encode(errors="surrogatepass"))
     except (InputError, OSError) as error:
         return f"{name}: {error}"  # the node's own run gives the reason
     return digest.hexdigest()
+
+
+def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file below a folder, sorted; hidden ones are left out, and folders that are links are not entered."""
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(entry.path)
+            continue
+        try:
+            yield entry.path, entry.stat()
+        except OSError:  # a link to nowhere
+            yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _valid(resolve: Callable[[str], Path], name: str | None) -> bool | str:

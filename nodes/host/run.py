@@ -12,10 +12,10 @@ from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.fileformat import Adapter
 from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_to_file
-from ...trilora_core.train import Run, Step, run_fingerprint
+from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
 from . import models
 from .denoiser import HostDenoiser
-from .events import Progress, check_interrupt, interrupt_type
+from .events import Progress, check_interrupt, interrupt_type, summary
 from .paths import output_folder, unique_file
 from .training import trainable_patcher, training
 
@@ -34,6 +34,7 @@ def train_in_host(
     *,
     resume: bool,
     start_from: Adapter | None,
+    prior: Dataset | None,
     node_id: str | None,
 ) -> tuple[Outcome, str]:
     """Train on the host's model and write loras/trilora/<name>.safetensors; the outcome and a sentence about it.
@@ -41,9 +42,10 @@ def train_in_host(
     A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
     passed on after what was trained has been saved. Raises InputError for what cannot be trained.
     """
+    config = planned(config, data)
     patcher = trainable_patcher(model)
     start_hash = "" if start_from is None else adapter_hash(start_from)
-    fingerprint = run_fingerprint(config, data.content_hash, models.fingerprint(patcher), start_hash)
+    fingerprint = run_fingerprint(config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
     output, finished = _place(name, fingerprint)
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
@@ -51,7 +53,7 @@ def train_in_host(
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
     with training(patcher):
-        run = _prepare(HostDenoiser(patcher), data, config, start_from, start_hash)
+        run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash)
         outcome = _train(run, output, report, resume=resume)
     how = "Trained" if outcome.finished else f"Stopped early, at step {outcome.steps_done} of {config.steps}"
     return outcome, _said(f"{how}: saved as {outcome.path}")
@@ -69,22 +71,29 @@ def _place(name: str, fingerprint: str) -> tuple[Path, Outcome | None]:
 
 
 def _prepare(
-    denoiser: HostDenoiser, data: Dataset, config: TrainConfig, start_from: Adapter | None, start_hash: str
+    denoiser: HostDenoiser,
+    data: Dataset,
+    prior: Dataset | None,
+    config: TrainConfig,
+    start_from: Adapter | None,
+    start_hash: str,
 ) -> Run:
     adapter = TriLoRA.create(
         denoiser.targets(),
         config.adapter,
         seed=config.seed,
-        data_hash=data.content_hash,
+        data_hash=data_hash(data, prior),
         device=denoiser.device,
     )
     if start_from is not None:
         adapter.start_from(start_from.layers)
-    run = Run(config, denoiser, data, adapter)
+    run = Run(config, denoiser, data, adapter, prior)
     run.start_hash = start_hash
     count = sum(parameter.numel() for parameter in adapter.trainable())
-    size = f"{len(adapter.branches)} layers, {count} parameters, {len(data.latents)} pictures"
-    log.info("training %s: %s, base %s (%s)", config.adapter.method, size, denoiser.base_name, denoiser.architecture)
+    size = f"{len(adapter.branches)} layers, {count} parameters, {summary(data)}"
+    beside = "" if prior is None else f", prior: {summary(prior)}"
+    base = f"base {denoiser.base_name} ({denoiser.architecture})"
+    log.info("training %s: %s%s, %s", config.adapter.method, size, beside, base)
     return run
 
 

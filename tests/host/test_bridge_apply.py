@@ -157,8 +157,17 @@ def test_names_in_saved_workflows(nodes: dict[str, Any]) -> None:
 
 
 INPUTS = {
-    "TriLoRADataset": ["folder", "clip", "vae", "resolution", "trigger_word", "skip_unreadable"],
-    "TriLoRADatasetFromImages": ["images", "clip", "vae", "captions", "trigger_word", "resolution"],
+    "TriLoRADataset": ["folder", "clip", "vae", "resolution", "trigger_word", "skip_unreadable", "options"],
+    "TriLoRADatasetFromImages": [
+        "images",
+        "clip",
+        "vae",
+        "captions",
+        "trigger_word",
+        "resolution",
+        "masks",
+        "options",
+    ],
     "TriLoRAOptimizerOptions": [
         "init",
         "method",
@@ -175,6 +184,9 @@ INPUTS = {
         "save_every",
         "rank_energy",
         "options",
+        "epochs",
+        "prior_weight",
+        "prior_batch_size",
     ],
     "SaveTriLoRA": ["trilora", "filename_prefix", "dtype"],
     "LoadTriLoRA": ["lora_name"],
@@ -247,7 +259,8 @@ def test_data_sets(nodes: dict[str, Any]) -> None:
     assert found["said"]["broken"].startswith("InputError: picture broken.png cannot be read")
     assert found["said"]["gone"].startswith('InputError: there is no folder "nowhere"')
     assert found["said"]["captions"].startswith("InputError: 3 captions for 2 pictures")
-    assert found["shapes"] == [[4, 8, 8]] * 3 and found["captions"] == ["sks", "a blue wall", "sks"]
+    assert found["shapes"] == [[72, 56]] * 3 and found["latents"] == [4, 7, 9]  # 80x64 pixels at the area of 64x64
+    assert found["captions"] == ["sks", "a blue wall", "sks"]
     assert found["carries"] and found["normal"]
     assert found["skipped"][0] == 3 and "broken.png" in found["skipped"][1][0]
     assert found["from_images"] == [["first", "sks"], ["sks", "sks"]]

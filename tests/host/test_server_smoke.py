@@ -11,8 +11,39 @@ from .server import Server
 # Inputs in order, as saved: (required, optional). Widgets are positional in a saved workflow, so that this order is
 # for ever; a new one goes to the end of its node's optional inputs.
 INPUTS: dict[str, tuple[list[str], list[str]]] = {
-    "TriLoRADataset": (["folder", "clip", "vae", "resolution", "trigger_word"], ["skip_unreadable"]),
-    "TriLoRADatasetFromImages": (["images", "clip", "vae", "captions", "trigger_word"], ["resolution"]),
+    "TriLoRADataset": (["folder", "clip", "vae", "resolution", "trigger_word"], ["skip_unreadable", "options"]),
+    "TriLoRADatasetFromImages": (
+        ["images", "clip", "vae", "captions", "trigger_word"],
+        ["resolution", "masks", "options"],
+    ),
+    "TriLoRADatasetFromLatents": (["latents", "conditioning"], ["trigger_word"]),
+    "TriLoRADatasetOptions": (
+        [
+            "buckets",
+            "bucket_step",
+            "upscale",
+            "crop",
+            "crops",
+            "flip",
+            "caption_prefix",
+            "caption_suffix",
+            "shuffle_tags",
+            "keep_tags",
+            "caption_variants",
+            "caption_dropout",
+            "caption_weights",
+            "masks",
+            "mask_floor",
+            "max_train_samples",
+            "cache",
+        ],
+        [],
+    ),
+    "TriLoRADatasetReport": (["dataset"], []),
+    "TriLoRAPriorPictures": (
+        ["model", "clip", "vae", "prompts", "count", "resolution", "seed"],
+        ["steps", "cfg", "negative", "cache"],
+    ),
     "TriLoRAOptimizerOptions": (
         [
             "init",
@@ -29,11 +60,11 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "gradient_checkpointing",
             "save_every",
         ],
-        ["rank_energy", "options"],
+        ["rank_energy", "options", "epochs", "prior_weight", "prior_batch_size"],
     ),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
-        ["options", "start_from"],
+        ["options", "start_from", "prior"],
     ),
     "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], []),
     "LoadTriLoRA": (["lora_name"], []),
@@ -43,6 +74,10 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
 OUTPUTS = {
     "TriLoRADataset": ["dataset"],
     "TriLoRADatasetFromImages": ["dataset"],
+    "TriLoRADatasetFromLatents": ["dataset"],
+    "TriLoRADatasetOptions": ["options"],
+    "TriLoRADatasetReport": ["image", "report"],
+    "TriLoRAPriorPictures": ["dataset"],
     "TriLoRAOptimizerOptions": ["options"],
     "TrainTriLoRA": ["trilora", "model", "loss"],
     "SaveTriLoRA": [],
@@ -50,7 +85,7 @@ OUTPUTS = {
     "ApplyTriLoRA": ["model", "clip"],
     "MergeTriLoRA": ["trilora"],
 }
-OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA"}
+OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport"}
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +115,10 @@ def test_outputs(info: dict[str, Any], node: str) -> None:
     assert info[node]["output_node"] == (node in OUTPUT_NODES)
 
 
-def test_seed_stays(info: dict[str, Any]) -> None:
-    """Else every press of Queue trains anew."""
-    seed = info["TrainTriLoRA"]["input"]["required"]["seed"]
+@pytest.mark.parametrize("node", ["TrainTriLoRA", "TriLoRAPriorPictures"])
+def test_seed_stays(info: dict[str, Any], node: str) -> None:
+    """Else every press of Queue trains, or draws, anew."""
+    seed = info[node]["input"]["required"]["seed"]
     assert not seed[1].get("control_after_generate")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from importlib import import_module
 from pathlib import Path
 
@@ -205,12 +206,14 @@ def datasets(pack, nodes, base):
     said["captions"] = complaint(lambda: run(one, captions="a\nb\nc", **pictures))
     captioned = run(one, captions="first\n\n", **pictures).args[0]
     shared = run(one, captions="", **pictures).args[0]
+    first = value.data.sample(0, random.Random(0)).latents
     return {
         "said": said,
-        "shapes": [list(latent.shape) for latent in value.data.latents],
+        "shapes": [list(item.shape) for item in value.data.items],
+        "latents": list(first.shape),
         "captions": list(value.data.captions),
         "carries": value.clip is common["clip"] and value.vae is vae,
-        "normal": not value.data.latents[0].is_inference(),
+        "normal": not first.is_inference(),
         "skipped": [len(skipping.data), list(skipping.data.skipped)],
         "from_images": [list(captioned.data.captions), list(shared.data.captions)],
     }

@@ -45,10 +45,21 @@ def prior_data(prior: PriorConfig, data: DataConfig) -> DataConfig:
     )
 
 
-def progress_bar(total: int, what: str, unit: str, done: int = 0) -> Any:
-    """A bar on standard error that begins at `done`; a log file gets a line every ten seconds in place of it."""
-    pause = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=pause, dynamic_ncols=True, file=sys.stderr)
+def progress_bar(total: int, what: str, unit: str, done: int = 0, delay: float = 0.0) -> Any:
+    """A bar on standard error that begins at `done`; a log file gets a line every ten seconds in place of it.
+
+    One that is through after less than `delay` seconds is not shown.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        delay=delay,
+        dynamic_ncols=True,
+        file=sys.stderr,
+    )
 
 
 @contextmanager

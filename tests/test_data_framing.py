@@ -244,3 +244,7 @@ def test_keys_tell_apart_what_gives_other_pixels() -> None:
     assert view.key() == "64x64:0.1,0.0,64.1,64.0"
     assert len({view.key(), *(other.key() for other in others)}) == 5
     assert replace(view, box=(0, 0, 64, 64)).key() == replace(view, box=(0.0, 0.0, 64.0, 64.0)).key()
+
+
+def test_no_side_is_shorter_than_half_the_resolution_rounded_up_to_the_step() -> None:
+    assert bucket(4000, 1000, 192, FramingConfig(step=64)) == (256, 128)

@@ -220,7 +220,7 @@ def _sources(listing: _Listing, repeats: int, subset: str, texts: dict[str, str]
 
 def _file_notes(listing: _Listing, readers: dict[str, list[str]], replaced: set[str]) -> list[str]:
     stems = {PurePosixPath(name).stem for name in listing.files if _is_picture(name)}
-    beside = [name for name in listing.files if name.endswith(CAPTION_ENDINGS)]
+    beside = {name for name in listing.files if name.endswith(CAPTION_ENDINGS)}
     spare = [name for name in beside if name not in readers and name not in replaced]
     lonely = [name for name in spare if PurePosixPath(name).stem not in stems]
     second = [name for name in spare if PurePosixPath(name).stem in stems]

@@ -97,7 +97,7 @@ def test_text_names_what_to_look_at(folder: Path) -> None:
         'without a caption: the model sees "sks dog". Write one',
         "3_sks dog/c.png",
         'without the trigger word "sks dog"',
-        "tiny.png (32 x 32, seen at 32 x 32)",
+        "tiny.png (32 x 32)",
         "wide.png (60 % cut off)",
         "3_sks dog/a.png = 3_sks dog/b.png",
         "128 x 32",
@@ -134,8 +134,8 @@ def test_long_lists_are_cut_in_the_text_only(folder: Path) -> None:
         tags=tuple((name, 2) for name in many),
     )
     text = report_text(long)
-    assert len(text.splitlines()) <= 90
-    assert "… and 494 more" in text and "… and 496 more" in text
+    assert len(text.splitlines()) <= 70
+    assert "… and 494 more" in text and "… and 497 more" in text
     assert len(json.loads(json.dumps(long.values()))["untriggered"]) == 500
 
 
@@ -230,7 +230,8 @@ def test_random_crops_get_insets(tmp_path: Path) -> None:
 
 def test_the_choice_is_even(tmp_path: Path) -> None:
     assert _shares([90, 9, 1], 10) == [8, 1, 1]
-    assert _shares([90, 9, 1], 2) == [1, 1, 0]
+    assert _shares([90, 9, 1], 4) == [3, 1, 0]
+    assert _shares([9, 9, 9, 9, 9, 9], 3) == [1, 1, 1, 0, 0, 0]
     assert _shares([3, 2], 60) == [3, 2]
     for index in range(9):
         picture(tmp_path / f"{index}.png", (64, 64), (20 * index, 200, 0), f"number {index}")

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["printable", "report_text", "short", "size_text"]
 
 WIDTH = 100  # characters of a line
-NAMES = 6  # of each problem that are shown
-ROWS = 10  # of each table
-MESSAGES = 4
+NAMES = 6  # of each problem that are shown, fewer where they take more than two lines
+SIZES = 8  # rows
+FOLDERS = 5  # rows
+MESSAGES = 3
 HELD = "\xa0"  # a space where no line is broken, inside of names
 TAGS = 20
 TAG_COLUMNS = 3
-TAG_WIDTH = 26  # characters
+TAG_WIDTH = 24  # characters
 
 
 def report_text(report: Report) -> str:
@@ -79,9 +80,9 @@ def _problems(report: Report) -> Iterator[_Problem]:
         )
     if report.alone:
         yield (
-            f"{_count(len(report.alone), 'picture')} of a size that no other has: in batches of several it stands "
-            "beside other sizes, which is correct but slower.",
-            "Crop it like others, if that matters.",
+            f"{_count(len(report.alone), 'picture')} alone at {'its' if len(report.alone) == 1 else 'their'} size, so in "
+            "mixed batches: correct but slower.",
+            "Crop like others.",
             [f"{entry.names[0]} ({size_text(entry.size)})" for entry in report.alone],
         )
 
@@ -91,15 +92,14 @@ def _caption_problems(report: Report) -> Iterator[_Problem]:
         got = Counter(entry.caption for entry in report.uncaptioned)
         spelled = [f'"{short(text, 40)}"' + (f" ({count})" if len(got) > 1 else "") for text, count in got.items()]
         yield (
-            f"{_count(len(report.uncaptioned), 'picture')} without a caption: the model sees {_more(spelled, 3)}.",
+            f"{_count(len(report.uncaptioned), 'picture')} without a caption: the model sees {_more(spelled, 2)}.",
             "Write one into a .txt file beside each." if report.config.folder else "Give one for each picture.",
             [entry.name for entry in report.uncaptioned],
         )
     if report.untriggered:
         trigger = " ".join(report.config.trigger_word.split())
         yield (
-            f'{_count(len(report.untriggered), "caption")} without the trigger word "{trigger}", which will not call '
-            "up what they show.",
+            f'{_count(len(report.untriggered), "caption")} without the trigger word "{trigger}".',
             "Add it to them, or to the caption prefix.",
             report.untriggered,
         )
@@ -108,10 +108,10 @@ def _caption_problems(report: Report) -> Iterator[_Problem]:
 def _picture_problems(report: Report) -> Iterator[_Problem]:
     if report.small:
         yield (
-            f"{_count(len(report.small), 'picture')} with fewer pixels than resolution {report.config.resolution} "
-            f"asks for: {'enlarged, so soft' if report.config.framing.upscale else 'seen smaller'}.",
+            f"{_count(len(report.small), 'picture')} too small for resolution {report.config.resolution}: "
+            f"{'enlarged, so soft' if report.config.framing.upscale else 'seen smaller'}.",
             "Find larger ones, or leave these out.",
-            [f"{entry.name} ({size_text(entry.size)}, seen at {size_text(entry.seen)})" for entry in report.small],
+            [f"{entry.name} ({size_text(entry.size)})" for entry in report.small],
         )
     if report.cropped:
         yield (
@@ -122,8 +122,8 @@ def _picture_problems(report: Report) -> Iterator[_Problem]:
     if report.duplicates:
         extra = sum(map(len, report.duplicates)) - len(report.duplicates)
         yield (
-            f"{_count(extra, 'copy', 'copies')} of pictures that are there already, so these count for more.",
-            "Remove the copies, or use repeats if that is meant.",
+            f"{_count(extra, 'copy', 'copies')} of other pictures, which count for more.",
+            "Remove them, or use repeats if that is meant.",
             [_more(names, 3, " = ") for names in report.duplicates],
         )
 
@@ -139,7 +139,7 @@ def _sizes(report: Report) -> list[str]:
     views = [f"up to {report.crops} random crops of each" if report.crops > 1 else ""]
     views.append("half of the looks mirrored" if framing.flip else "")
     title = "; ".join(["Sizes they are seen at", *filter(None, views)])
-    return [title, *_table(("size", "pictures", "cut off"), rows)]
+    return [title, *_table(("size", "pictures", "cut off"), rows, SIZES)]
 
 
 def _folders(report: Report) -> list[str]:
@@ -151,7 +151,7 @@ def _folders(report: Report) -> list[str]:
         for entry in subsets
         for looks in [entry.pictures * entry.repeats]
     ]
-    return ["Folders", *_table(("class", "pictures", "repeats", "looks"), rows)]
+    return ["Folders", *_table(("class", "pictures", "repeats", "looks"), rows, FOLDERS)]
 
 
 def _captions(report: Report) -> list[str]:
@@ -164,7 +164,7 @@ def _captions(report: Report) -> list[str]:
         return lines
     rest = len(report.tags) - len(common)
     lines.append(f"  {_count(len(report.tags), 'different tag')}" + ("; the most common:" if rest else ":"))
-    cells = [f"{count:>6,}  {short(tag, TAG_WIDTH):<{TAG_WIDTH}}" for tag, count in common]
+    cells = [f"  {count:>6,}  {short(tag, TAG_WIDTH):<{TAG_WIDTH}}" for tag, count in common]
     height = -(-len(cells) // TAG_COLUMNS)
     return lines + ["".join(cells[row::height]).rstrip() for row in range(height)]
 
@@ -175,7 +175,7 @@ def _masks(report: Report) -> list[str]:
     lines = ["Masks", f"  {_count(report.masked, 'picture')} with a mask"]
     if report.unmasked:
         lines.append(f"  {_count(len(report.unmasked), 'picture')} without, all of which counts:")
-        lines += _names(report.unmasked, "    ")
+        lines += _names(report.unmasked, "    ", 1)
     return lines
 
 
@@ -189,25 +189,30 @@ def _messages(texts: Sequence[str], indent: str) -> list[str]:
     return lines + ([f"{indent}… and {rest:,} more"] if rest > 0 else [])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns in line, the first to the left; `ROWS` of them. A column without any value is left out."""
-    shown = [list(row) for row in (head, *rows[:ROWS])]
-    kept = [column for column in zip(*shown, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in kept]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> list[str]:
+    """Columns in line, the first to the left; `most` of the rows."""
+    most += len(rows) == most + 1  # rather than a line that says so
+    shown = [list(row) for row in (head, *rows[:most])]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = []
-    for row in zip(*kept, strict=True):
+    for row in shown:
         first, *others = (
             cell.ljust(width) if index == 0 else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  " + "   ".join((first, *others)).rstrip())
-    rest = len(rows) - ROWS
+    rest = len(rows) - most
     return lines + ([f"  … and {rest:,} more"] if rest > 0 else [])
 
 
-def _names(names: Sequence[str], indent: str) -> list[str]:
-    held = [name.replace(" ", HELD) for name in names[:NAMES]]
-    return _wrap(_more([*held, *names[NAMES:]], NAMES), indent, indent)
+def _names(names: Sequence[str], indent: str, room: int = 2) -> list[str]:
+    """As many names as fit into `room` lines, one at least."""
+    for most in range(NAMES, 0, -1):
+        held = [name.replace(" ", HELD) for name in names[:most]]
+        lines = _wrap(_more([*held, *names[most:]], most), indent, indent)
+        if len(lines) <= room:
+            break
+    return lines
 
 
 def _wrap(text: str, first: str, further: str) -> list[str]:

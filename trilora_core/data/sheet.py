@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from ..errors import InputError
 from .dataset import Dataset, Item
-from .framing import Frame
 from .lettering import fitted, lettered, wrapped
 from .report import Report, report
 from .report_text import short, size_text
+from .seen import MOST_FURTHER, further_crops, seen
 
 __all__ = ["contact_sheet"]
 
 COLUMNS = 8
 LEAST_COLUMNS = 4  # for the width of the heading
 CAPTION_LINES = 2
-INSETS = 3  # further crops under the first
 
 PAPER = (30, 31, 34)  # dark and without hue, so that the pictures have all the colour
 TILE = (46, 48, 52)
@@ -27,8 +26,6 @@ INK = (232, 233, 236)
 QUIET = (152, 156, 164)
 CAPTION = (196, 199, 205)
 ALARM = (240, 178, 74)  # of marks
-VEIL = (92, 74, 140)  # over what a mask covers
-VEILED = 0.45  # of the brightness that is left there
 
 
 def contact_sheet(dataset: Dataset, most: int = 60, cell: int = 160) -> Image.Image:
@@ -71,14 +68,14 @@ def _chosen(found: Report, items: Sequence[Item], most: int) -> list[_Group]:
 
 
 def _shares(sizes: Sequence[int], most: int) -> list[int]:
-    """How many of each group to show: one of each as far as that goes, the rest in proportion to their sizes."""
+    """How many of each group to show, larger ones first: one of each in half of the places, the rest in proportion."""
     shares = [0] * len(sizes)
     for _ in range(min(most, sum(sizes))):
-        need = [
-            (share > 0, share / size) if share < size else (True, 2.0)
-            for share, size in zip(shares, sizes, strict=True)
-        ]
-        shares[need.index(min(need))] += 1
+        open_places = [place for place, size in enumerate(sizes) if shares[place] < size]
+        first = [place for place in open_places[: max(1, most // 2)] if not shares[place]]
+        # Sainte-Laguë: the next one goes where it adds least above the proportion.
+        chosen = first[0] if first else min(open_places, key=lambda place: (2 * shares[place] + 1) / sizes[place])
+        shares[chosen] += 1
     return shares
 
 
@@ -161,7 +158,7 @@ class _Look:
 
     def inset(self, size: Sequence[int]) -> tuple[int, int]:
         width, height = self.tile(size)
-        inner = (width - (INSETS - 1) * self.edge) // INSETS
+        inner = (width - (MOST_FURTHER - 1) * self.edge) // MOST_FURTHER
         return max(1, inner), max(1, round(height * inner / width))
 
     @property
@@ -170,13 +167,8 @@ class _Look:
 
     def height(self, part: _Group) -> int:
         """Of a tile with its insets and its text."""
-        below = self.edge + self.inset(part.size)[1] if any(map(_further, part.items)) else 0
+        below = self.edge + self.inset(part.size)[1] if any(map(further_crops, part.items)) else 0
         return self.tile(part.size)[1] + below + self.line * (2 + CAPTION_LINES) + self.gap // 2
-
-
-def _further(item: Item) -> tuple[Frame, ...]:
-    """The crops behind the first one that get an inset; mirrored ones show nothing new."""
-    return tuple(frame for frame in item.frames[1:] if not frame.flip)[:INSETS]
 
 
 @dataclass(frozen=True)
@@ -228,10 +220,10 @@ class _Sheet:
     ) -> None:
         look, (x, y) = self.look, at
         tile = look.tile(size)
-        further = _further(item)
+        further = further_crops(item)
         inset = look.inset(size)
         try:
-            pictures = _seen(item, [tile, *[inset] * len(further)], self.floor)
+            pictures = seen(item, [tile, *[inset] * len(further)], self.floor)
         except InputError as error:
             pictures = []
             self._blank(pen, at, tile, f"cannot be read now: {error}", ALARM)
@@ -295,28 +287,3 @@ def _tail(name: str, look: _Look) -> str:
     """The file's own name where the whole one is too long."""
     text, face = lettered(name, look.small)
     return text if face.getlength(text) <= look.cell else text.rpartition("/")[2]
-
-
-def _seen(item: Item, sizes: Sequence[tuple[int, int]], floor: float) -> list[Image.Image]:
-    """The crops of a picture as they are seen, the first ones without mirroring, each at its size here."""
-    if item.open is None or not item.frames:
-        return []
-    image = item.open()
-    mask = item.open_mask() if item.masks and item.open_mask is not None else None
-    cuts = []
-    for frame, size in zip((item.frames[0], *_further(item)), sizes, strict=True):
-        here = replace(frame, size=size)  # at once: by way of the bucket's own size it would look the same
-        cut = here.cut(image)
-        cuts.append(cut if mask is None else _veiled(cut, here.cut(mask), floor))
-    return cuts
-
-
-def _veiled(image: Image.Image, mask: Image.Image, floor: float) -> Image.Image:
-    """Darken what counts less, as far as it counts less, and draw the edge of the mask."""
-    weight = mask.point([round(255 * floor + value * (1 - floor)) for value in range(256)])
-    dim = Image.merge("RGB", [image.convert("L").point([round(value * VEILED) for value in range(256)])] * 3)
-    covered = Image.blend(dim, Image.new("RGB", image.size, VEIL), 0.3)
-    shown = Image.composite(image, covered, weight)
-    inside = mask.point([255 * (value > 127) for value in range(256)])
-    shown.paste(INK, mask=ImageChops.subtract(inside.filter(ImageFilter.MaxFilter(3)), inside))
-    return shown

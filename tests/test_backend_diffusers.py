@@ -27,7 +27,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from trilora_core import backend_diffusers_single as single
 from trilora_core.adapter import TriLoRA
 from trilora_core.backend_diffusers import (
-    Conditioning,
     DiffusersDenoiser,
     DiffusersEncoder,
     DiffusersPreviewer,
@@ -37,6 +36,7 @@ from trilora_core.backend_diffusers import (
 from trilora_core.backend_diffusers_apply import modules_by_stem
 from trilora_core.config import AdapterConfig, DataConfig, TrainConfig
 from trilora_core.data import load_folder
+from trilora_core.data.framing import Frame
 from trilora_core.errors import InputError
 from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
 from trilora_core.recompute import checkpointed
@@ -231,8 +231,8 @@ def test_prediction_and_target_by_hand(pipe: Any, kind: str) -> None:
     added = None
     if denoiser.architecture == "sdxl":
         sizes = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]]).repeat(3, 1)
-        added = {"text_embeds": torch.stack([c.pooled for c in cond]), "time_ids": sizes}
-    tokens = torch.stack([c.tokens for c in cond])
+        added = {"text_embeds": torch.stack([c["pooled"] for c in cond]), "time_ids": sizes}
+    tokens = torch.stack([c["tokens"] for c in cond])
     noisy = reference.add_noise(clean, noise, times)
     by_hand = pipe.unet(noisy, times, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
     assert torch.allclose(prediction, by_hand, atol=1e-5)
@@ -326,9 +326,9 @@ def test_captions_are_what_the_pipeline_itself_would_use(pipe: Any) -> None:
         encoded = pipe.encode_prompt(
             prompt=text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        assert isinstance(item, Conditioning) and torch.allclose(item.tokens, encoded[0][0], atol=1e-6)
-        assert (item.pooled is None) == (len(encoded) == 2)
-        assert item.pooled is None or torch.allclose(item.pooled, encoded[2][0], atol=1e-6)
+        assert torch.allclose(item["tokens"], encoded[0][0], atol=1e-6)
+        assert (item["pooled"] is None) == (len(encoded) == 2)
+        assert item["pooled"] is None or torch.allclose(item["pooled"], encoded[2][0], atol=1e-6)
 
 
 def test_a_resolution_that_the_vae_cannot_halve_is_refused(pipe: Any) -> None:
@@ -512,7 +512,8 @@ def test_three_pictures_from_a_folder_to_a_changed_picture(pipe: Any, tmp_path: 
     denoiser = DiffusersDenoiser(pipe, "tiny")
     before, base = weights(pipe), picture(pipe)
     data = load_folder(DataConfig(folder=str(tmp_path / "pictures"), resolution=16), DiffusersEncoder(pipe))
-    assert [tuple(latent.shape) for latent in data.latents] == [(4, 8, 8)] * 3 and data.cond[0] is data.cond[2]
+    assert [tuple(data.store.get(item.latents[0]).shape) for item in data.items] == [(4, 8, 8)] * 3
+    assert data.items[0].cond == data.items[2].cond != data.items[1].cond
     config = TrainConfig(steps=3, batch_size=2, adapter=AdapterConfig(rank=2))
     adapter = TriLoRA.create(denoiser.targets(), config.adapter, seed=0, data_hash=data.content_hash)
     run = Run(config, denoiser, data, adapter)
@@ -522,6 +523,30 @@ def test_three_pictures_from_a_folder_to_a_changed_picture(pipe: Any, tmp_path: 
     assert equal(before, weights(pipe)) and hooks(pipe) == 0
     with apply_adapter(pipe, run.adapter(), 40.0):
         assert picture(pipe) != base and hooks(pipe) > 0
+
+
+def test_sdxl_is_told_the_size_of_the_picture_and_where_it_was_cut(tmp_path: Path) -> None:
+    pipe = sdxl(tmp_path)
+    frame = Frame((16, 16), (2.0, 0.0, 12.0, 10.0), False, (14, 10))
+    denoiser, encoder = DiffusersDenoiser(pipe), DiffusersEncoder(pipe)
+    whole = encoder.captions(["a fox"])[0]
+    placed = encoder.placed(whole, frame)
+    seen: list[Any] = []
+    pipe.unet.register_forward_pre_hook(lambda _module, _args, named: seen.append(named), with_kwargs=True)
+    latents = torch.zeros(2, 4, 8, 8)
+    denoiser.predict(latents, latents, torch.tensor([1, 1]), [whole, placed])
+    assert seen[0]["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16], [10, 14, 0, 3, 16, 16]]
+
+
+def test_other_models_are_not_told(tmp_path: Path) -> None:
+    encoder = DiffusersEncoder(sd(tmp_path))
+    cond = encoder.captions(["a fox"])[0]
+    assert encoder.placed(cond, Frame((16, 16), (0.0, 0.0, 16.0, 16.0), False, (16, 16))) == cond
+
+
+def test_weights_in_captions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"captions.weights is on, but diffusers reads \(word:1.2\) as text"):
+        DiffusersEncoder(sd(tmp_path)).captions(["a (fox:1.2)"], weights=True)
 
 
 # ---- loading

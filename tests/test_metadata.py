@@ -7,9 +7,11 @@ import json
 import pytest
 
 from tests.adapters import make_adapter, make_layer
+from tests.counting import CountingEncoder, config, fill
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
-from trilora_core.config import AdapterConfig, TrainConfig, from_json
+from trilora_core.config import AdapterConfig, CaptionConfig, TrainConfig, from_json
+from trilora_core.data import Dataset, load_folder
 from trilora_core.fileformat import Adapter, read_metadata, write_adapter
 from trilora_core.metadata import architecture_of, base_model, rank_summary, training_metadata, trigger_words
 from trilora_core.train import Run
@@ -27,10 +29,10 @@ class NamedDenoiser(ToyDenoiser):
         self.prediction_type = "v"
 
 
-def run_on(architecture: str) -> Run:
-    config = TrainConfig(steps=7, batch_size=2, seed=3, adapter=AdapterConfig(rank=2))
-    denoiser, dataset = NamedDenoiser(architecture), toy_dataset()
-    return Run(config, denoiser, dataset, TriLoRA.create(denoiser.targets(), config.adapter, seed=3, data_hash="x"))
+def run_on(architecture: str, data: Dataset | None = None) -> Run:
+    options = TrainConfig(steps=7, batch_size=2, seed=3, adapter=AdapterConfig(rank=2))
+    denoiser, data = NamedDenoiser(architecture), data or toy_dataset()
+    return Run(options, denoiser, data, TriLoRA.create(denoiser.targets(), options.adapter, seed=3, data_hash="x"))
 
 
 @pytest.mark.parametrize(
@@ -89,11 +91,22 @@ def test_a_run_is_described_for_every_reader(tmp_path):
     assert json.loads(written["trilora.spectrum"])["layers"] == 8
 
 
-def test_the_data_set_is_described_under_one_key():
-    found = training_metadata(run_on("sd15"), started=0.0, finished=True, name="cat")
-    assert json.loads(found["ss_dataset_dirs"]) == {"toy": {"n_repeats": 1, "img_count": 6}}
-    assert json.loads(found["ss_bucket_info"])["buckets"] == {"0": {"resolution": [32, 32], "count": 6}}
-    assert json.loads(found["ss_tag_frequency"]) == {"toy": {f"{index}.png": 1 for index in range(6)}}
+def test_the_data_set_is_described_under_one_key(tmp_path):
+    fill(tmp_path / "2_fox", 3)
+    fill(tmp_path / "1_lamp", 2, size=(64, 16))
+    data = load_folder(config(tmp_path, captions=CaptionConfig(prefix="toy,")), CountingEncoder())
+    found = training_metadata(run_on("sd15", data), started=0.0, finished=True, name="cat")
+    assert found["ss_num_train_images"] == "8"
+    assert json.loads(found["ss_dataset_dirs"]) == {
+        "lamp": {"n_repeats": 1, "img_count": 2},
+        "fox": {"n_repeats": 2, "img_count": 3},
+    }
+    assert json.loads(found["ss_bucket_info"])["buckets"] == {
+        "0": {"resolution": [16, 16], "count": 3},
+        "1": {"resolution": [32, 8], "count": 2},
+    }
+    assert json.loads(found["ss_bucket_info"])["mean_img_ar_error"] == pytest.approx(3 * (1 - 32 / 40) / 5)
+    assert json.loads(found["ss_tag_frequency"]) == {"cat": {"toy": 5, "a lamp": 3, "a fox": 2}}
 
 
 def test_trigger_words_are_split_and_each_said_once():

@@ -9,9 +9,11 @@ import torch
 
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
+from trilora_core.batches import Line
 from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
+from trilora_core.data import Dataset
 from trilora_core.recompute import checkpointed
-from trilora_core.train import Denoiser, Run, TrainingDiverged, train
+from trilora_core.train import Denoiser, Run, TrainingDiverged, planned, train
 
 CONFIG = TrainConfig(
     steps=40,
@@ -22,10 +24,15 @@ CONFIG = TrainConfig(
 )
 
 
-def make_run(config: TrainConfig = CONFIG, denoiser: ToyDenoiser | None = None) -> Run:
-    denoiser, data = denoiser or ToyDenoiser(), toy_dataset()
+def make_run(
+    config: TrainConfig = CONFIG,
+    denoiser: ToyDenoiser | None = None,
+    data: Dataset | None = None,
+    prior: Dataset | None = None,
+) -> Run:
+    denoiser, data = denoiser or ToyDenoiser(), data or toy_dataset()
     adapter = TriLoRA.create(denoiser.targets(), config.adapter, seed=config.seed, data_hash=data.content_hash)
-    return Run(config, denoiser, data, adapter)
+    return Run(config, denoiser, data, adapter, prior)
 
 
 def go(run: Run, count: int | None = None) -> list:
@@ -66,24 +73,152 @@ def test_same_seed_same_tensors_and_another_seed_others():
     assert not same(values(first), values(other))
 
 
+def gradients(run: Run) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients of the first step, after `up` has left zero."""
+    with torch.no_grad():
+        for index, parameter in enumerate(run.trainable.trainable()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)) / 4)
+    with run.trainable.attach(run.denoiser.targets()):
+        total = sum(run._backward(micro) for micro in range(run.config.optimizer.accumulation))
+    return total, [parameter.grad.clone() for parameter in run.trainable.trainable()]
+
+
+def agree(one: tuple, other: tuple) -> bool:
+    grads = zip(one[1], other[1], strict=True)
+    return torch.allclose(one[0], other[0]) and all(torch.allclose(a, b, atol=1e-6) for a, b in grads)
+
+
+def batches(batch_size: int, accumulation: int) -> TrainConfig:
+    optimizer = replace(CONFIG.optimizer, accumulation=accumulation)
+    return replace(CONFIG, batch_size=batch_size, optimizer=optimizer)
+
+
 def test_accumulated_batches_equal_one_large_batch():
-    """Loss and gradient of two batches of 1 are those of the pair, with the same noise and times."""
-    small = make_run(replace(CONFIG, batch_size=1, optimizer=replace(CONFIG.optimizer, accumulation=2)))
-    denoiser, data = small.denoiser, small.dataset
-    seen: list[tuple] = []
-    inner = denoiser.predict
-    denoiser.predict = lambda *args: seen.append(args) or inner(*args)
-    with small.trainable.attach(denoiser.targets()):
-        total = sum(small._backward(micro) for micro in range(2))
-        grads = [p.grad.clone() for p in small.trainable.trainable()]
-        latents, noise, times = (torch.cat([call[part] for call in seen]) for part in range(3))
-        small.optimizer.zero_grad()
-        prediction, target = inner(latents, noise, times, [cond for call in seen for cond in call[3]])
-        loss = (prediction - target).square().mean()
-        loss.backward()
-    assert len(data.latents) == 6 and torch.allclose(total, loss)
-    for grad, parameter in zip(grads, small.trainable.trainable(), strict=True):
-        assert torch.allclose(grad, parameter.grad, atol=1e-6)
+    """Loss and gradient of two batches of 1 are those of the pair: noise and times belong to the look."""
+    assert agree(gradients(make_run(batches(1, 2))), gradients(make_run(batches(2, 1))))
+    assert not agree(gradients(make_run(batches(1, 2))), gradients(make_run(batches(3, 1))))
+
+
+def test_unlike_shapes_in_one_batch_weigh_alike():
+    """5 pictures of two shapes in one step equal the mean over each of them alone, in any order."""
+    data = toy_dataset(5, sizes=((4, 4), (2, 6)))
+    whole = make_run(batches(5, 1), data=data)
+    shapes = {tuple(row.sample.latents.shape) for row in whole._lines[0].batch(0)}
+    assert shapes == {(4, 4, 4), (4, 2, 6)}
+    loss, grads = gradients(whole)
+    alone = make_run(batches(5, 1), data=data)
+    parts = []
+    for row in alone._lines[0].batch(0):
+        with alone.trainable.attach(alone.denoiser.targets()):
+            for mine, theirs in zip(alone.trainable.trainable(), whole.trainable.trainable(), strict=True):
+                mine.data.copy_(theirs.data)
+            part = alone._loss([replace(row, weight=1 / 5)])
+            part.backward()
+        parts.append(part.detach())
+    assert agree((loss, grads), (sum(parts), [parameter.grad for parameter in alone.trainable.trainable()]))
+
+
+def test_the_loss_ignores_what_the_mask_covers():
+    """An error outside the mask moves neither loss nor gradient; inside it does."""
+    mask = torch.zeros(1, 4, 4)
+    mask[:, :, :2] = 1
+    seen = []
+    for changed in (None, (0, 3), (0, 0)):
+        run = make_run(batches(1, 1), data=toy_dataset(1, masks=[mask]))
+        inner = run.denoiser.predict
+
+        def predict(latents, noise, times, cond, changed=changed, inner=inner):
+            prediction, target = inner(latents, noise, times, cond)
+            if changed:
+                target = target.clone()
+                target[:, :, changed[0], changed[1]] += 100
+            return prediction, target
+
+        run.denoiser.predict = predict
+        seen.append(gradients(run))
+    assert agree(seen[0], seen[1]) and not agree(seen[0], seen[2])
+
+
+def test_pictures_with_and_without_mask_share_a_batch():
+    mask = torch.full((1, 4, 4), 0.5)
+    plain = gradients(make_run(batches(2, 1), data=toy_dataset(2)))
+    half = gradients(make_run(batches(2, 1), data=toy_dataset(2, masks=[mask, mask])))
+    one = gradients(make_run(batches(2, 1), data=toy_dataset(2, masks=[None, mask])))
+    assert torch.allclose(half[0], plain[0] / 2) and half[0] < one[0] < plain[0]
+
+
+def test_prior_pictures_add_their_weighted_mean_loss():
+    data, prior = toy_dataset(4), toy_dataset(3, seed=9)
+    config = replace(batches(2, 1), prior_batch_size=2, prior_weight=0.5)
+    alone = gradients(make_run(config, data=data))
+    other = gradients(make_run(config, data=data, prior=prior))
+    run = make_run(config, data=data, prior=prior)
+    run._lines = run._lines[1:]
+    half = gradients(run)
+    summed = (alone[0] + half[0], [a + b for a, b in zip(alone[1], half[1], strict=True)])
+    assert agree(other, summed) and not agree(other, alone)
+    nothing = gradients(make_run(replace(config, prior_weight=0.0), data=data, prior=prior))
+    assert agree(nothing, alone)
+
+
+def knows(data: Dataset, steps: int = 300) -> ToyDenoiser:
+    """A base model that has learned a class of pictures."""
+    base = ToyDenoiser()
+    line = Line(data, seed=3, batch_size=8, weight=1.0, domain="base")
+    base.model.requires_grad_(True)
+    optimizer = torch.optim.Adam(base.model.parameters(), 3e-3)
+    for step in range(steps):
+        rows = line.batch(step)
+        clean, noise = (torch.stack(parts) for parts in zip(*((r.sample.latents, r.noise) for r in rows), strict=True))
+        times, cond = base.times(torch.cat([row.u for row in rows])), [row.sample.cond for row in rows]
+        prediction, target = base.predict(clean, noise, times, cond)
+        optimizer.zero_grad()
+        (prediction - target).square().mean().backward()
+        optimizer.step()
+    base.model.requires_grad_(False)
+    return base
+
+
+def drift(run: Run, data: Dataset) -> float:
+    """How far the predictions on a data set have moved from those of the base model."""
+    rows = Line(data, seed=4, batch_size=32, weight=1.0, domain="drift").batch(0)
+    clean, noise = (torch.stack(parts) for parts in zip(*((r.sample.latents, r.noise) for r in rows), strict=True))
+    times, cond = run.denoiser.times(torch.cat([row.u for row in rows])), [row.sample.cond for row in rows]
+    before, _ = run.denoiser.predict(clean, noise, times, cond)
+    with torch.no_grad(), run.trainable.attach(run.denoiser.targets()):
+        after, _ = run.denoiser.predict(clean, noise, times, cond)
+    return float((after - before).square().mean())
+
+
+def test_prior_pictures_lower_the_drift_of_what_the_base_knows():
+    subject, known = toy_dataset(4), toy_dataset(8, seed=9)
+    base = knows(known)
+    config = replace(CONFIG, steps=150, prior_batch_size=3)
+    alone, kept = make_run(config, base, subject), make_run(config, base, subject, known)
+    for run in (alone, kept):
+        go(run)
+    assert drift(kept, known) < 0.6 * drift(alone, known)
+    assert drift(kept, subject) > 0, "and the subject is learned"
+
+
+def test_what_a_run_sees_is_in_its_fingerprint():
+    data, prior = toy_dataset(4), toy_dataset(3, seed=9)
+    prints = {
+        make_run(data=data).fingerprint(),
+        make_run(data=data, prior=prior).fingerprint(),
+        make_run(data=data, prior=toy_dataset(3, seed=8)).fingerprint(),
+        make_run(replace(CONFIG, prior_weight=0.5), data=data, prior=prior).fingerprint(),
+    }
+    assert len(prints) == 4
+
+
+def test_epochs_become_steps():
+    data = toy_dataset(7)
+    assert planned(batches(2, 1), data) == batches(2, 1)
+    assert planned(replace(batches(2, 1), epochs=3), data).steps == 11  # 21 looks in pairs
+    assert planned(replace(batches(2, 2), epochs=3), data).steps == 6
+    few = replace(data, config=replace(data.config, max_train_samples=5))
+    assert planned(replace(batches(1, 1), epochs=3), few).steps == 15
 
 
 def test_a_stopped_run_that_loads_its_state_equals_the_uninterrupted_one():

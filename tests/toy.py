@@ -1,4 +1,4 @@
-"""A toy text-to-image model with the protocols of the training loop: two attention blocks over 4×4 latents."""
+"""A toy text-to-image model with the protocols of the training loop: two attention blocks over small latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trilora_core.adapter import Target
-from trilora_core.data.dataset import Dataset
+from trilora_core.config import DataConfig
+from trilora_core.data.dataset import Dataset, load_tensors
 
 WIDTH = 16
 TOKENS = 3
@@ -25,12 +26,12 @@ class Block(nn.Module):
         self.qv = nn.Linear(WIDTH, 2 * WIDTH)  # a fused layer: row ranges are adapted
         self.mix = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor, size: tuple[int, int]) -> Tensor:
         seen = torch.cat([x, cond], dim=1)
         gate, value = self.qv(seen).chunk(2, dim=-1)
         weights = (self.to_q(x) @ self.to_k(seen).transpose(1, 2) / WIDTH**0.5).softmax(dim=-1)
         x = x + weights @ (value * gate.sigmoid())
-        picture = x.transpose(1, 2).unflatten(2, (4, 4))
+        picture = x.transpose(1, 2).unflatten(2, size)
         return x + self.mix(picture).flatten(2).transpose(1, 2).tanh()
 
 
@@ -42,12 +43,13 @@ class ToyModel(nn.Module):
         self.outside = nn.Linear(WIDTH, 4)
 
     def forward(self, x: Tensor, times: Tensor, cond: Tensor) -> Tensor:
+        size = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens, times.view(-1, 1, 1).expand(-1, tokens.shape[1], 1)], dim=2)
         hidden = self.inside(tokens)
         for block in self.blocks:
-            hidden = block(hidden, cond)
-        return self.outside(hidden).transpose(1, 2).unflatten(2, (4, 4))
+            hidden = block(hidden, cond, size)
+        return self.outside(hidden).transpose(1, 2).unflatten(2, size)
 
 
 class ToyDenoiser:
@@ -90,16 +92,10 @@ class ToyDenoiser:
         return (out * float("nan") if self.calls in self.poison_steps else out), noise - latents
 
 
-def toy_dataset(count: int = 6, seed: int = 0) -> Dataset:
-    """Random latents and captions' conditioning."""
+def toy_dataset(count: int = 6, seed: int = 0, sizes: Sequence[tuple[int, int]] = ((4, 4),), **options: Any) -> Dataset:
+    """Random latents, of these sizes in turn, and captions' conditioning."""
     generator = torch.Generator().manual_seed(seed)
-    names = tuple(f"{index}.png" for index in range(count))
-    return Dataset(
-        latents=[torch.randn(4, 4, 4, generator=generator) for _ in range(count)],
-        cond=[torch.randn(TOKENS, WIDTH, generator=generator) for _ in range(count)],
-        names=names,
-        captions=names,
-        resolution=32,
-        trigger_word="toy",
-        content_hash=f"toy-data-{seed}",
-    )
+    latents = [torch.randn(4, *sizes[i % len(sizes)], generator=generator) for i in range(count)]
+    cond = [torch.randn(TOKENS, WIDTH, generator=generator) for _ in range(count)]
+    config = DataConfig(resolution=32, trigger_word="toy")
+    return load_tensors(latents, cond, captions=[f"picture {i}" for i in range(count)], config=config, **options)

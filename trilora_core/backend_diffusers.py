@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from .adapter import Target
 from .backend_diffusers_apply import apply_adapter, architecture_of, stem_of
 from .backend_diffusers_load import load_pipeline
+from .data.framing import Frame
 from .errors import InputError
 
 __all__ = [
@@ -33,12 +33,9 @@ _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 _SAMPLES = 64  # values per tensor at most that go into a fingerprint
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """One caption as the U-Net reads it, on the CPU: tokens (T, D) and, for SDXL, the pooled vector (P,)."""
-
-    tokens: Tensor
-    pooled: Tensor | None = None
+Conditioning = dict[str, Any]
+"""One caption as the U-Net reads it, on the CPU: "tokens" (T, D) and, for SDXL, the vector "pooled" (P,) and "place",
+the original height and width, the top and left of the crop, the height and width that are seen, in pixels."""
 
 
 class DiffusersDenoiser:
@@ -92,7 +89,7 @@ class DiffusersDenoiser:
         alpha = self.alphas.to(times.device)[times].to(place).view(-1, 1, 1, 1)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         noisy = (signal * clean + spread * noise).to(self.compute_dtype)
-        tokens = torch.stack([item.tokens for item in cond]).to(place, self.compute_dtype)
+        tokens = torch.stack([item["tokens"] for item in cond]).to(place, self.compute_dtype)
         prediction = self._unet(
             noisy,
             times.to(place),
@@ -107,9 +104,10 @@ class DiffusersDenoiser:
         if self.architecture != "sdxl":
             return None
         height, width = (side * self._pixels for side in noisy.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=noisy.dtype, device=noisy.device)
-        pooled = torch.stack([item.pooled for item in cond])
-        return {"text_embeds": pooled.to(noisy.device, noisy.dtype), "time_ids": sizes.expand(len(cond), -1)}
+        whole = (height, width, 0, 0, height, width)
+        places = torch.tensor([item.get("place", whole) for item in cond], dtype=noisy.dtype)
+        pooled = torch.stack([item["pooled"] for item in cond])
+        return {"text_embeds": pooled.to(noisy.device, noisy.dtype), "time_ids": places.to(noisy.device)}
 
 
 class DiffusersEncoder:
@@ -118,7 +116,9 @@ class DiffusersEncoder:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         architecture_of(pipe)
-        self.fingerprint = _fingerprint([module for module in _networks(pipe) if module is not pipe.unet])
+        self.picture_fingerprint = _fingerprint([pipe.vae])
+        self.caption_fingerprint = _fingerprint([part for part in _networks(pipe) if part not in (pipe.unet, pipe.vae)])
+        self.fingerprint = f"{self.picture_fingerprint} {self.caption_fingerprint}"
 
     @torch.no_grad()
     def pictures(self, images: Tensor) -> Tensor:
@@ -137,21 +137,30 @@ class DiffusersEncoder:
         return found.float()  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def captions(self, texts: Sequence[str]) -> list[object]:
+    def captions(self, texts: Sequence[str], *, weights: bool = False) -> list[Any]:
         """Encode captions exactly as the pipeline does when it draws."""
-        pipe = self._pipe
-        encoded = pipe.encode_prompt(
-            prompt=list(texts),
-            device=pipe.text_encoder.device,
+        if weights:
+            raise InputError(
+                "captions.weights is on, but diffusers reads (word:1.2) as text; turn it off, or train in ComfyUI"
+            )
+        return [self._caption(text) for text in texts]
+
+    def placed(self, cond: Any, frame: Frame) -> Any:
+        """Tell SDXL how large the picture was and what was cut off; other models are not conditioned on it."""
+        if cond["pooled"] is None:
+            return cond
+        (width, height), (left, top), (wide, high) = frame.original, frame.corner, frame.size
+        return {**cond, "place": (height, width, top, left, high, wide)}
+
+    def _caption(self, text: str) -> Conditioning:
+        encoded = self._pipe.encode_prompt(
+            prompt=text,
+            device=self._pipe.text_encoder.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
-        tokens = encoded[0].cpu()
-        pooled = encoded[2].cpu() if len(encoded) > 2 else [None] * len(texts)
-        return [
-            Conditioning(row.clone(), None if extra is None else extra.clone())
-            for row, extra in zip(tokens, pooled, strict=True)
-        ]
+        pooled = encoded[2][0].cpu().clone() if len(encoded) > 2 else None
+        return {"tokens": encoded[0][0].cpu().clone(), "pooled": pooled}
 
 
 class DiffusersPreviewer:

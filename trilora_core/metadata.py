@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .config import to_json
+from .data.captions import tags as split_tags
 from .errors import InputError
 from .fileformat import Adapter
 from .keys import guess_architecture
@@ -76,8 +77,8 @@ def training_metadata(run: Run, *, started: float, finished: bool, name: str) ->
 
 
 def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
-    config, names = run.config, _NAMES.get(run.denoiser.architecture)
-    side = run.dataset.resolution
+    config, names, data = run.config, _NAMES.get(run.denoiser.architecture), run.dataset
+    side = data.config.resolution
     return {
         "ss_base_model_version": names.base_version if names else run.denoiser.architecture,
         "ss_v2": "False",  # Stable Diffusion 2, which is not trained here
@@ -88,7 +89,9 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
         "ss_training_started_at": f"{started}",
         "ss_training_finished_at": f"{time.time()}",
         "ss_resolution": f"({side}, {side})",
-        "ss_num_train_images": str(len(run.dataset.latents)),
+        "ss_num_train_images": str(sum(item.repeats for item in data.items)),
+        "ss_num_reg_images": str(0 if run.prior is None else len(run.prior)),
+        "ss_num_epochs": str(-(-run.step * config.batch_size * config.optimizer.accumulation // data.epoch_size)),
         "ss_steps": str(run.step),
         "ss_max_train_steps": str(config.steps),
         "ss_learning_rate": str(config.optimizer.learning_rate),
@@ -105,20 +108,49 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
 
 
 def _kohya_dataset(dataset: Dataset, name: str) -> dict[str, str]:
-    """Pictures, buckets and caption tags, under one key only: readers take the first."""
-    folder = dataset.trigger_word or name
-    pictures, side = len(dataset.latents), dataset.resolution
-    tags = Counter(tag.strip() for caption in dataset.captions for tag in caption.split(",") if tag.strip())
-    buckets = {"buckets": {"0": {"resolution": [side, side], "count": pictures}}, "mean_img_ar_error": 0.0}
+    """Pictures, buckets and caption tags, the tags under one key only: readers take the first."""
+    folder = dataset.config.trigger_word or name
+    folders: dict[str, dict[str, int]] = {}
+    for item in dataset.items:
+        entry = folders.setdefault(item.subset or folder, {"n_repeats": item.repeats, "img_count": 0})
+        entry["img_count"] += 1
+    tags = Counter(tag for caption in dataset.captions for tag in split_tags(caption))
     return {
-        "ss_dataset_dirs": json.dumps({folder: {"n_repeats": 1, "img_count": pictures}}),
-        "ss_bucket_info": json.dumps(buckets),
+        "ss_dataset_dirs": json.dumps(folders),
+        "ss_bucket_info": json.dumps(_buckets(dataset)),
         "ss_tag_frequency": json.dumps({folder: dict(tags.most_common())}),
+        "ss_shuffle_caption": str(dataset.config.captions.shuffle),
+        "ss_keep_tokens": str(dataset.config.captions.keep_tags),
+        "ss_caption_dropout_rate": str(dataset.config.captions.dropout),
+        "ss_flip_aug": str(dataset.config.framing.flip),
+        "ss_random_crop": str(dataset.config.framing.crop == "random"),
     }
 
 
+def _buckets(dataset: Dataset) -> dict[str, object]:
+    """Pictures of each size in pixels, and how far their shapes are from those of the pictures, on average."""
+    frames = [item.frames[0] for item in dataset.items if item.frames]
+    sizes = Counter(frame.size for frame in frames)
+    buckets = {
+        str(number): {"resolution": list(size), "count": count}
+        for number, (size, count) in enumerate(sorted(sizes.items()))
+    }
+    errors = [
+        abs(_aspect(item.frames[0].original) - _aspect(item.frames[0].size)) for item in dataset.items if item.frames
+    ]
+    return {"buckets": buckets, "mean_img_ar_error": sum(errors) / len(errors) if errors else 0.0}
+
+
+def _aspect(size: tuple[int, int]) -> float:
+    return size[0] / size[1]
+
+
 def _modelspec(run: Run, name: str) -> dict[str, str]:
-    names, word, side = _NAMES.get(run.denoiser.architecture), run.dataset.trigger_word, run.dataset.resolution
+    names, word, side = (
+        _NAMES.get(run.denoiser.architecture),
+        run.dataset.config.trigger_word,
+        run.dataset.config.resolution,
+    )
     entries = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{names.modelspec if names else run.denoiser.architecture}/lora",

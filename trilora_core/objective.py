@@ -10,9 +10,16 @@ from torch import Tensor
 __all__ = ["DRAWS", "draw_uniform", "mse_per_sample"]
 
 
-def mse_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error in the model's own target space, in float32; (B, …) and (B, …) -> (B,)."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+def mse_per_sample(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error in the model's own target space, in float32; (B, …) and (B, …) -> (B,).
+
+    A mask (B, 1, h, w) in [0, 1] weights each place; the mean is still over all of them, so a place of weight 0 counts
+    as one without error.
+    """
+    error = (prediction.float() - target.float()).square()
+    if mask is not None:
+        error = error * mask
+    return error.flatten(1).mean(dim=1)
 
 
 def draw_uniform(count: int, generator: torch.Generator) -> Tensor:

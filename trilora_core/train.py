@@ -7,21 +7,32 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import Target, TriLoRA, derive_seed
+from .adapter import Target, TriLoRA
+from .batches import Line, Row, masks_of, of_one_shape
 from .config import TrainConfig, to_json
 from .data.dataset import Dataset, Encoder
-from .data.sampler import batch_indices
 from .fileformat import Adapter
-from .objective import draw_uniform, mse_per_sample
+from .objective import mse_per_sample
 from .optim import make_optimizer, rate_at
 
-__all__ = ["Denoiser", "Encoder", "Previewer", "Run", "Step", "TrainingDiverged", "run_fingerprint", "train"]
+__all__ = [
+    "Denoiser",
+    "Encoder",
+    "Previewer",
+    "Run",
+    "Step",
+    "TrainingDiverged",
+    "data_hash",
+    "planned",
+    "run_fingerprint",
+    "train",
+]
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BAD_STEPS = 3  # dropped steps in a row that end a run
@@ -92,14 +103,21 @@ class TrainingDiverged(RuntimeError):
 class Run:
     """The state of one training run; `train` moves it, anyone may look at it or ask it to stop.
 
-    Noise, times and order are functions of (seed, step), never of a generator that lives on: a resumed run draws what
-    the uninterrupted one would have drawn.
+    Order, noise and times are functions of the seed and of the number of the look at a picture, never of a generator
+    that lives on: a resumed run draws what the uninterrupted one would have drawn, in whatever batches.
     """
 
-    def __init__(self, config: TrainConfig, denoiser: Denoiser, dataset: Dataset, adapter: TriLoRA) -> None:
+    def __init__(
+        self, config: TrainConfig, denoiser: Denoiser, dataset: Dataset, adapter: TriLoRA, prior: Dataset | None = None
+    ) -> None:
+        """`prior` holds pictures of the class, whose loss keeps the base model's idea of it (Ruiz et al. 2023)."""
         self.config = config
         self.denoiser = denoiser
         self.dataset = dataset
+        self.prior = prior
+        self._lines = [Line(dataset, config.seed, config.batch_size, 1.0, "order")]
+        if prior is not None:
+            self._lines.append(Line(prior, config.seed, config.prior_batch_size, config.prior_weight, "prior"))
         self.trainable = adapter
         self.optimizer = make_optimizer(adapter, config.optimizer)
         self.step = 0
@@ -128,7 +146,7 @@ class Run:
 
     def fingerprint(self, *, with_steps: bool = True) -> str:
         """The hash of `run_fingerprint` for this run."""
-        hashes = (self.dataset.content_hash, self.denoiser.base_fingerprint, self.start_hash)
+        hashes = (data_hash(self.dataset, self.prior), self.denoiser.base_fingerprint, self.start_hash)
         return run_fingerprint(self.config, *hashes, with_steps=with_steps)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -187,18 +205,26 @@ class Run:
 
     def _backward(self, micro: int) -> Tensor:
         """Forward and backward of one batch; returns its share of the loss without waiting for it."""
-        draw = self.step * self.config.optimizer.accumulation + micro
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", draw))
-        chosen = batch_indices(len(self.dataset.latents), self.config.batch_size, self.config.seed, draw)
-        clean = torch.stack([self.dataset.latents[i] for i in chosen])
-        noise = torch.randn(clean.shape, generator=generator)
-        times = self.denoiser.times(draw_uniform(len(chosen), generator))
-        cond = [self.dataset.cond[i] for i in chosen]
+        step = self.step * self.config.optimizer.accumulation + micro
+        rows = [row for line in self._lines for row in line.batch(step)]
+        total = torch.zeros((), device=self._device)
+        for group in of_one_shape(rows):
+            loss = self._loss(group) / self.config.optimizer.accumulation
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, rows: Sequence[Row]) -> Tensor:
+        """The weighted sum of the losses of samples of one shape, in one forward."""
+        clean = torch.stack([row.sample.latents for row in rows]).to(self._device)
+        noise = torch.stack([row.noise for row in rows]).to(self._device)
+        times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with self._autocast():
-            prediction, target = self.denoiser.predict(clean.to(self._device), noise.to(self._device), times, cond)
-        loss = mse_per_sample(prediction, target).mean() / self.config.optimizer.accumulation
-        self.scaler.scale(loss).backward()
-        return loss.detach()
+            prediction, target = self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
+        weights = torch.tensor([row.weight for row in rows])
+        mask = masks_of([row.sample for row in rows])
+        losses = mse_per_sample(prediction, target, None if mask is None else mask.to(self._device))
+        return losses @ weights.to(self._device)
 
     def _clip(self, loss: Tensor | int) -> tuple[float, float]:
         """Clip the gradients; the loss and their norm before it, in the one synchronisation of a step."""
@@ -224,12 +250,25 @@ class Run:
         return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
 
 
+def planned(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The options with the number of steps that their epochs make on this data set, if they ask for epochs."""
+    if not config.epochs:
+        return config
+    looks = config.epochs * dataset.epoch_size
+    return replace(config, steps=-(-looks // (config.batch_size * config.optimizer.accumulation)))
+
+
+def data_hash(dataset: Dataset, prior: Dataset | None) -> str:
+    """What a run sees, as a hash."""
+    return dataset.content_hash if prior is None else f"{dataset.content_hash} {prior.content_hash}"
+
+
 def run_fingerprint(
     config: TrainConfig, data_hash: str, base_fingerprint: str, start_hash: str = "", *, with_steps: bool = True
 ) -> str:
     """What the result of a run depends on, as a hash: options, data, base model, start; `steps` may be left out."""
     options = asdict(config)
-    del options["save_every"]
+    del options["save_every"], options["epochs"]  # the steps that they make are there
     if not with_steps:
         del options["steps"]
     parts = (sorted(options.items()), data_hash, base_fingerprint, start_hash)

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from .dataset import Dataset, Encoder, load_folder, load_images
-from .pictures import ENDINGS, list_pictures
-from .sampler import batch_indices
+from .cache import DiskStore, MemoryStore, Store
+from .dataset import Dataset, Encoder, load_tensors
+from .encoding import Progress
+from .loading import load_folder, load_images, survey_folder
+from .sources import scan_folder
 
-__all__ = ["ENDINGS", "Dataset", "Encoder", "batch_indices", "list_pictures", "load_folder", "load_images"]
+__all__ = [
+    "Dataset",
+    "DiskStore",
+    "Encoder",
+    "MemoryStore",
+    "Progress",
+    "Store",
+    "load_folder",
+    "load_images",
+    "load_tensors",
+    "scan_folder",
+    "survey_folder",
+]

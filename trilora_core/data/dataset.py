@@ -1,188 +1,216 @@
-"""A data set: pictures encoded to latents and captions encoded to conditioning, once, in memory."""
+"""What a run trains on: pictures and captions, encoded once and kept in a store under keys of their content."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol, TypeVar
+import random
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
-import numpy
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import InputError
-from .captions import caption_or_trigger, read_caption
-from .pictures import fit_square, list_pictures, open_picture, to_tensor
+from .cache import MemoryStore, Store
+from .framing import Frame
 
-__all__ = ["Dataset", "Encoder", "Progress", "load_folder", "load_images"]
-
-PICTURES_AT_ONCE = 4  # encoded together: bounds the memory, large enough to keep a device busy
-CAPTIONS_AT_ONCE = 16
-
-T = TypeVar("T")
-Progress = Callable[[int, int], None]  # (done, total), pictures and distinct captions counted alike
+__all__ = ["Dataset", "Encoder", "Item", "Sample", "load_tensors", "normal"]
 
 
+@runtime_checkable
 class Encoder(Protocol):
-    """What turns pictures into latents and captions into conditioning; the same as in train.py, seen from here."""
+    """What turns pictures into latents and captions into conditioning.
+
+    The results are plain structures of tensors on the CPU that do not depend on what else is encoded with them.
+    """
 
     @property
-    def fingerprint(self) -> str: ...
-    def pictures(self, images: Tensor) -> Tensor: ...
-    def captions(self, texts: Sequence[str]) -> list[object]: ...
+    def fingerprint(self) -> str:
+        """Of everything that the results depend on."""
+        ...
+
+    @property
+    def picture_fingerprint(self) -> str:
+        """Of what latents depend on."""
+        ...
+
+    @property
+    def caption_fingerprint(self) -> str:
+        """Of what conditioning depends on."""
+        ...
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), float32 in [0, 1] -> latents (B, C, h, w), before any scaling of the model."""
+        ...
+
+    def captions(self, texts: Sequence[str], *, weights: bool = False) -> list[Any]:
+        """One conditioning for each text; `weights` reads (word:1.2) as a weight."""
+        ...
+
+    def placed(self, cond: Any, frame: Frame) -> Any:
+        """The conditioning of a picture that was cut by `frame`, for models that are told so; else as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a data set; what was encoded lies in the store under these keys."""
+
+    name: str
+    caption: str  # as the model sees it, before any shuffle
+    shape: Hashable  # only pictures of one shape fit into one batch
+    latents: tuple[str, ...]  # one for each frame
+    cond: tuple[str, ...]  # one for each order of the caption's tags
+    masks: tuple[str, ...] = ()  # one for each frame, or none
+    frames: tuple[Frame, ...] = ()
+    repeats: int = 1
+    subset: str = ""
+    digest: bytes = b""  # SHA-256 of the picture as it came
+    written: bool = True  # the caption was found with the picture
+    open: Callable[[], Image.Image] | None = field(default=None, compare=False)  # the whole upright picture
+    open_mask: Callable[[], Image.Image | None] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at a picture: latents (C, h, w), conditioning, and where the loss counts, (1, h, w) in [0, 1]."""
+
+    latents: Tensor
+    cond: Any
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run trains on; item i of each list belongs to the same picture. Latents are float32 on the CPU.
+    """Encoded pictures and captions.
 
-    `content_hash` covers the bytes of the pictures in their order, the captions, the resolution and the encoder,
-    not the names of files or folders: a data set that was only moved keeps its hash.
+    `content_hash` covers the bytes of pictures and masks in their order, captions, repeats, the options and the
+    encoder, not the names of files or folders: a data set that was only moved keeps its hash.
     """
 
-    latents: list[Tensor]  # each (C, h, w)
-    cond: list[object]  # equal captions share one object
-    names: tuple[str, ...]
-    captions: tuple[str, ...]
-    resolution: int
-    trigger_word: str
+    items: tuple[Item, ...]
+    store: Store
+    config: DataConfig
     content_hash: str
-    skipped: tuple[str, ...] = ()  # one message per picture that could not be read
+    blank: str = ""  # key of the empty caption's conditioning, where captions are dropped
+    placed: Callable[[Any, Frame], Any] | None = None
+    skipped: tuple[str, ...] = ()  # one message for each picture that could not be used
+    notes: tuple[str, ...] = ()  # what else the reader of the folder should know
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.items)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of every picture."""
+        return tuple(item.name for item in self.items)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The caption of every picture."""
+        return tuple(item.caption for item in self.items)
+
+    @property
+    def epoch_size(self) -> int:
+        """Looks at pictures in one epoch."""
+        total = sum(item.repeats for item in self.items)
+        return min(self.config.max_train_samples or total, total)
+
+    def sample(self, index: int, chance: random.Random) -> Sample:
+        """One of the crops, flips and caption orders of picture `index`, as `chance` has it."""
+        item = self.items[index]
+        variant = chance.randrange(len(item.latents))
+        order = chance.randrange(len(item.cond))
+        dropped = chance.random() < self.config.captions.dropout
+        cond = self._get(self.blank if dropped else item.cond[order])
+        if self.placed is not None and item.frames:
+            cond = self.placed(cond, item.frames[variant])
+        mask = self._mask(item.masks[variant]) if item.masks else None
+        return Sample(self._get(item.latents[variant]), cond, mask)
+
+    def part(self, first: int, step: int) -> Dataset:
+        """Every step-th picture from `first` on."""
+        return replace(self, items=self.items[first::step])
+
+    def _get(self, key: str) -> Any:
+        try:
+            return self.store.get(key)
+        except KeyError as error:
+            raise InputError(
+                "a cached picture or caption is damaged, or was removed to make room for another data set; load this "
+                "data set again, with a larger cache if it does not fit"
+            ) from error
+
+    def _mask(self, key: str) -> Tensor:
+        mask: Tensor = self._get(key)
+        floor = self.config.masks.floor
+        return mask * (1 - floor) + floor
 
 
-@dataclass(frozen=True)
-class _Item:
-    name: str
-    caption: str
-    digest: bytes  # SHA-256 of the picture as it came
-    image: Image.Image | None  # None: not readable, `problem` says why
-    problem: str = ""
-
-
-def load_folder(config: DataConfig, encoder: Encoder, progress: Progress | None = None) -> Dataset:
-    """Read and encode the pictures of `config.folder` and the .txt captions beside them.
-
-    Raises InputError for a missing or empty folder, a caption that is missing or not UTF-8, and a picture that
-    cannot be read, unless `config.skip_unreadable`: then the picture is left out and named in `skipped`.
-    """
-    paths = list_pictures(config.folder)
-    captions = [read_caption(path, config.trigger_word) for path in paths]  # all at first: errors before the work
-    items = (_read_item(path, caption, config) for path, caption in zip(paths, captions, strict=True))
-    return _encode(items, captions, config, encoder, progress)
-
-
-def load_images(
-    images: Tensor,
-    captions: Sequence[str],
-    config: DataConfig,
-    encoder: Encoder,
-    progress: Progress | None = None,
+def load_tensors(
+    latents: Sequence[Tensor],
+    cond: Sequence[Any],
+    *,
+    captions: Sequence[str] = (),
+    masks: Sequence[Tensor | None] = (),
+    config: DataConfig | None = None,
 ) -> Dataset:
-    """Encode pictures (B, H, W, 3) in [0, 1] that are already in memory.
+    """A data set of what is encoded already: latents (C, h, w) with one conditioning each, kept in memory.
 
-    `captions` has one text per picture, or one for all, or none; a blank one becomes the trigger word.
-    Raises InputError for another shape, another number of captions, or a picture without caption.
+    `masks` are (1, h, w) in [0, 1], one for each picture, or none. Raises InputError for numbers that do not match and
+    for latents that are not finite.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or not images.shape[0]:
-        raise InputError(f"images have the shape {tuple(images.shape)}; wanted (pictures, height, width, 3)")
-    count = images.shape[0]
-    if len(captions) not in (0, 1, count):
-        raise InputError(f"{len(captions)} captions for {count} pictures; give one per picture, one for all, or none")
-    names = [f"picture_{index + 1}" for index in range(count)]
-    texts = list(captions) if len(captions) == count else list(captions or [""]) * count
-    texts = [caption_or_trigger(text, config.trigger_word, name) for text, name in zip(texts, names, strict=True)]
-    items = (_image_item(images[index], names[index], texts[index], config) for index in range(count))
-    return _encode(items, texts, config, encoder, progress)
+    if not latents or len(cond) != len(latents):
+        raise InputError(f"{len(latents)} latents came with {len(cond)} conditionings; wanted one for each, at least 1")
+    store, total = MemoryStore(), hashlib.sha256(b"trilora tensors 1")
+    items = []
+    for index, (latent, entry) in enumerate(zip(latents, cond, strict=True)):
+        name = f"picture {index + 1}"
+        mask = masks[index] if masks else None
+        kept = normal(latent)
+        if kept.ndim != 3 or not bool(torch.isfinite(kept).all()):
+            raise InputError(f"{name} has latents of shape {tuple(kept.shape)}; wanted finite numbers, (C, h, w)")
+        digest = hashlib.sha256(kept.numpy().tobytes())
+        for tensor in _tensors((entry, mask)):
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        keys = [f"{kind} {index}" for kind in ("latents", "cond", "mask")]
+        store.put(keys[0], kept)
+        store.put(keys[1], entry)
+        if mask is not None:
+            store.put(keys[2], normal(mask))
+        text = captions[index] if captions else ""
+        items.append(
+            Item(
+                name=name,
+                caption=text,
+                shape=tuple(kept.shape),
+                latents=(keys[0],),
+                cond=(keys[1],),
+                masks=(keys[2],) if mask is not None else (),
+                digest=digest.digest(),
+                written=bool(text),
+            )
+        )
+        total.update(digest.digest() + hashlib.sha256(text.encode()).digest())
+    return Dataset(tuple(items), store, config or DataConfig(), total.hexdigest())
 
 
-def _read_item(path: Path, caption: str, config: DataConfig) -> _Item:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"picture {path.name} cannot be read ({error.strerror}); check its permissions") from error
-    digest = hashlib.sha256(data).digest()
-    try:
-        image = open_picture(data, path.name)
-    except InputError as error:
-        if not config.skip_unreadable:
-            raise
-        return _Item(path.name, caption, digest, None, str(error))
-    return _Item(path.name, caption, digest, fit_square(image, config.resolution))
-
-
-def _image_item(pixels: Tensor, name: str, caption: str, config: DataConfig) -> _Item:
-    values = pixels.detach().to("cpu", torch.float32)
-    if not bool(torch.isfinite(values).all()):
-        raise InputError(f"{name} has values that are not finite; wanted numbers in [0, 1]")
-    array = values.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
-    digest = hashlib.sha256(str(array.shape).encode() + numpy.ascontiguousarray(array).tobytes()).digest()
-    return _Item(name, caption, digest, fit_square(Image.fromarray(array), config.resolution))
-
-
-def _encode(
-    items: Iterable[_Item], captions: Sequence[str], config: DataConfig, encoder: Encoder, progress: Progress | None
-) -> Dataset:
-    pictures, texts = len(captions), list(dict.fromkeys(captions))
-    report = progress or (lambda done, total: None)
-    latents: list[Tensor] = []
-    kept: list[_Item] = []
-    skipped: list[str] = []
-    for batch in _batches(items, PICTURES_AT_ONCE):
-        readable = [(item, item.image) for item in batch if item.image is not None]
-        skipped += [item.problem for item in batch if item.image is None]
-        if readable:
-            latents += _keep(encoder.pictures(torch.stack([to_tensor(image) for _, image in readable])))
-        kept += [replace(item, image=None) for item, _ in readable]  # the pixels are not kept
-        report(len(kept) + len(skipped), pictures + len(texts))
-    if not kept:
-        raise InputError(f"none of the {pictures} pictures can be read; the first: {skipped[0]}")
-    cond = _encode_captions(texts, encoder, lambda done: report(pictures + done, pictures + len(texts)))
-    return Dataset(
-        latents=latents,
-        cond=[cond[item.caption] for item in kept],
-        names=tuple(item.name for item in kept),
-        captions=tuple(item.caption for item in kept),
-        resolution=config.resolution,
-        trigger_word=config.trigger_word,
-        content_hash=_content_hash(kept, config, encoder),
-        skipped=tuple(skipped),
-    )
-
-
-def _encode_captions(texts: Sequence[str], encoder: Encoder, report: Callable[[int], None]) -> dict[str, object]:
-    cond: dict[str, object] = {}
-    for batch in _batches(texts, CAPTIONS_AT_ONCE):
-        cond.update(zip(batch, encoder.captions(batch), strict=True))
-        report(len(cond))
-    return cond
-
-
-def _keep(latents: Tensor) -> list[Tensor]:
+def normal(tensor: Tensor) -> Tensor:
+    """A float32 copy on the CPU that autograd takes."""
     # Cloned outside inference mode, which a host may be in: its tensors would refuse autograd later.
     with torch.inference_mode(False):
-        return [latent.detach().to("cpu", torch.float32).clone() for latent in latents]
+        return tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
 
 
-def _content_hash(items: Sequence[_Item], config: DataConfig, encoder: Encoder) -> str:
-    total = hashlib.sha256(f"trilora data 1 {config.resolution} {encoder.fingerprint}".encode())
-    for item in items:
-        total.update(item.digest + hashlib.sha256(item.caption.encode()).digest())
-    return total.hexdigest()
-
-
-def _batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    batch: list[T] = []
-    for value in values:
-        batch.append(value)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _tensors(value[key])
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _tensors(entry)

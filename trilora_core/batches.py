@@ -1,0 +1,63 @@
+"""The batches of a run: which samples, with which noise and which times, as pure functions of the seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adapter import derive_seed
+from .data.dataset import Dataset, Sample
+from .data.sampler import Order
+from .objective import draw_uniform
+
+__all__ = ["Line", "Row", "masks_of", "of_one_shape"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a batch with what was drawn for it; `weight` is its share of the loss."""
+
+    sample: Sample
+    noise: Tensor
+    u: Tensor  # (1,)
+    weight: float
+
+
+class Line:
+    """The endless line of looks at one data set; those of a batch weigh `weight` together."""
+
+    def __init__(self, data: Dataset, seed: int, batch_size: int, weight: float, domain: str) -> None:
+        self._data, self._seed, self._domain = data, seed, domain
+        self._weight = weight / batch_size
+        shapes, repeats = [item.shape for item in data.items], [item.repeats for item in data.items]
+        most = data.config.max_train_samples
+        self._order = Order(shapes, repeats, batch_size=batch_size, seed=seed, max_samples=most, domain=domain)
+
+    def batch(self, step: int) -> list[Row]:
+        """Batch number `step` (from 0)."""
+        return [self._row(draw.index, draw.place) for draw in self._order.batch(step)]
+
+    def _row(self, index: int, place: int) -> Row:
+        sample = self._data.sample(index, random.Random(f"trilora {self._domain} sample {self._seed} {place}"))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, f"{self._domain} noise", place))
+        noise = torch.randn(sample.latents.shape, generator=generator)
+        return Row(sample, noise, draw_uniform(1, generator), self._weight)
+
+
+def of_one_shape(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.sample.latents.shape), []).append(row)
+    return list(groups.values())
+
+
+def masks_of(samples: Sequence[Sample]) -> Tensor | None:
+    """(B, 1, h, w), or None where no sample has one; a sample without counts everywhere."""
+    if all(sample.mask is None for sample in samples):
+        return None
+    size = samples[0].latents.shape[-2:]
+    return torch.stack([torch.ones(1, *size) if sample.mask is None else sample.mask for sample in samples])

@@ -9,6 +9,7 @@ from PIL import Image
 
 from trilora_core.config import PriorConfig
 from trilora_core.data.prior import ensure_prior, prior_key
+from trilora_core.data.sources import scan_folder
 from trilora_core.errors import InputError
 
 
@@ -87,14 +88,32 @@ def test_a_larger_count_goes_on_with_what_is_there(tmp_path):
     assert [seed for _, seed in painter.asked] == [12]
 
 
-def test_pictures_of_other_names_and_in_subfolders_count(tmp_path):
-    for name in ("mine.JPG", "1_dog/other.webp", ".hidden.png", ".cache/no.png", "notes.txt", "looks_like.png/x"):
+def test_what_training_sees_counts(tmp_path):
+    seen = ("mine.JPG", "1_dog/other.webp")
+    for name in (*seen, ".hidden.png", ".cache/no.png", "notes.txt", "unread/no.png", "looks_like.png/x"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
     painter = Painter()
     assert ensure_prior(config(tmp_path), painter) == (2, 2)
     assert [seed for _, seed in painter.asked] == [10, 11]
+    assert len(scan_folder(tmp_path).sources) == 4
+
+
+@pytest.mark.parametrize("name", [".hidden.png", ".cache/no.png", "looks_like.png/x"])
+def test_what_is_no_picture_does_not_count(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    assert ensure_prior(config(tmp_path), Painter()) == (0, 4)
+
+
+def test_pictures_where_training_does_not_look_are_told(tmp_path):
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "dogs" / "a.png").write_bytes(b"")
+    painter = Painter()
+    with pytest.raises(InputError, match=r"has no pictures; its subfolder dogs is not read, name it 1_dogs"):
+        ensure_prior(config(tmp_path), painter)
+    assert painter.asked == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

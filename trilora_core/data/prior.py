@@ -15,6 +15,7 @@ from ..atomic import check_writable, write_atomic
 from ..config import PriorConfig
 from ..errors import InputError
 from .pictures import ENDINGS
+from .sources import scan_folder
 
 if TYPE_CHECKING:  # train.py imports this package
     from ..train import Previewer
@@ -31,10 +32,11 @@ def ensure_prior(
 ) -> tuple[int, int]:
     """Draw the class pictures that `config.folder` lacks to `config.count` and keep them there: (found, drawn).
 
-    Any picture in the folder counts. Picture i has the name prior_i, the seed `config.seed + i` and line i of
-    `config.prompt`, from the first line again after the last. One that is there is never drawn again, so that an
-    interrupted run goes on where it stopped; nothing is deleted. `base` names the model in the files. Raises
-    InputError when no folder is named, it cannot be written to, or it is empty and no count is given.
+    Every picture that training sees in the folder counts. Picture i has the name prior_i, the seed `config.seed + i`
+    and line i of `config.prompt`, from the first line again after the last. One that is there is never drawn again, so
+    that an interrupted run goes on where it stopped; nothing is deleted. `base` names the model in the files. Raises
+    InputError when no folder is named, what it holds cannot be used, it cannot be written to, or it is empty and no
+    count is given.
     """
     folder = _folder(config)
     found = _count_pictures(folder)
@@ -66,18 +68,14 @@ def _folder(config: PriorConfig) -> Path:
 
 
 def _count_pictures(folder: Path) -> int:
-    """Pictures in the folder and below it, hidden ones left out; 0 where there is no folder."""
-    try:
-        return sum(1 for entry in folder.rglob("*") if _is_picture(entry, folder))
-    except OSError as error:
-        raise InputError(
-            f"the folder of class pictures {folder} cannot be read ({error.strerror}); check its permissions"
-        ) from error
+    """Pictures that training will see in the folder; 0 where it has none or is not there."""
+    if not any(_is_picture(entry.relative_to(folder)) and entry.is_file() for entry in folder.rglob("*")):
+        return 0
+    return len(scan_folder(folder).sources)
 
 
-def _is_picture(entry: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in entry.relative_to(folder).parts)
-    return entry.suffix.lower() in ENDINGS and not hidden and entry.is_file()
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.parts)
 
 
 def _prompts(config: PriorConfig) -> list[str]:

@@ -79,9 +79,9 @@ def _problems(report: Report) -> Iterator[_Problem]:
             (),
         )
     if report.alone:
+        whose = "its" if len(report.alone) == 1 else "their"
         yield (
-            f"{_count(len(report.alone), 'picture')} alone at {'its' if len(report.alone) == 1 else 'their'} size, so in "
-            "mixed batches: correct but slower.",
+            f"{_count(len(report.alone), 'picture')} alone at {whose} size, so in mixed batches: correct but slower.",
             "Crop like others.",
             [f"{entry.names[0]} ({size_text(entry.size)})" for entry in report.alone],
         )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy
@@ -22,9 +20,7 @@ __all__ = [
     "LARGEST_RATIO",
     "SMALLEST_SIDE",
     "Header",
-    "fit_square",
     "inspect_picture",
-    "list_pictures",
     "open_alpha",
     "open_mask",
     "open_picture",
@@ -69,30 +65,6 @@ class Header(NamedTuple):
     alpha: bool
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
-    """List the pictures of a folder (not of its subfolders) in natural order, hidden files left out; else InputError.
-
-    The order is that of the names alone, so that it is the same on every machine: 2.png comes before 10.png.
-    """
-    if not str(folder).strip():
-        raise InputError("no picture folder was given; name the folder that holds the pictures")
-    folder = Path(folder).expanduser()
-    if not folder.exists():
-        raise InputError(f"picture folder {folder} does not exist; check the path")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; wanted the folder that holds the pictures")
-    try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"picture folder {folder} cannot be read ({error.strerror}); check its permissions") from error
-    pictures = [entry for entry in entries if entry.suffix.lower() in ENDINGS and entry.is_file()]
-    if not pictures:
-        raise InputError(
-            f"picture folder {folder} has no pictures; put files that end in {' '.join(ENDINGS)} directly into it"
-        )
-    return sorted(pictures, key=lambda path: _natural(path.name))
-
-
 def inspect_picture(data: bytes, name: str) -> Header:
     """Read the size of a picture after EXIF rotation, and whether it has transparency, from its header.
 
@@ -133,15 +105,6 @@ def open_mask(data: bytes, name: str) -> Image.Image:
         picture, alpha = _split(_upright(image))
         gray = picture.convert("L")
         return gray if alpha is None else _over(Image.new("L", gray.size, 0), gray, alpha)
-
-
-def fit_square(image: Image.Image, resolution: int) -> Image.Image:
-    """Scale the shorter side to `resolution` pixels and keep the centre square, in one resampling (Lanczos)."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -253,9 +216,3 @@ def _usable_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
 def _over(paper: Image.Image, image: Image.Image, alpha: Image.Image) -> Image.Image:
     paper.paste(image, mask=alpha)
     return paper
-
-
-def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    parts = re.split(r"(\d+)", name.casefold())
-    # Numbers and words never meet in a comparison: odd positions are numbers, even ones are words.
-    return [(1, int(part), "") if index % 2 else (0, 0, part) for index, part in enumerate(parts)], name

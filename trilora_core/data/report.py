@@ -93,6 +93,11 @@ class Report:
         """Buckets of one picture, which only meet others in mixed batches."""
         return tuple(entry for entry in self.buckets if len(entry.names) == 1) if len(self.buckets) > 1 else ()
 
+    @property
+    def resolution(self) -> int:
+        """The one that was asked for, in pixels; 0 where only latents are known."""
+        return self.config.resolution if any(len(entry.size) == 2 for entry in self.buckets) else 0
+
     def text(self) -> str:
         """A page for a person: what needs a look first, long lists cut short."""
         return report_text(self)

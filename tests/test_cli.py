@@ -13,11 +13,16 @@ from trilora_core.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 
+DATA = """--data --resolution --no-buckets --bucket-step --upscale --random-crop --crops --flip --max-train-samples
+    --skip-unreadable --trigger-word --caption-prefix --caption-suffix --shuffle-captions --keep-tags
+    --caption-variants --caption-dropout --mask-alpha --masks --mask-floor --cache"""
+
 OPTIONS = {
-    "train": """--config --model --output --data --resolution --trigger-word --skip-unreadable --rank --rank-cap --alpha
-        --init --method --companion-rank --lr --optimizer --weight-decay --schedule --warmup-steps --clip-norm
-        --accumulation --steps --batch-size --seed --precision --gradient-checkpointing --save-every --resume --dtype
-        --plot --device --base-dtype""",
+    "dataset": f"{DATA} --config --sheet --json",
+    "train": f"""{DATA} --config --model --output --prior --prior-prompt --prior-count --prior-seed --prior-weight
+        --prior-batch-size --cache-limit --rank --rank-cap --alpha --init --method --companion-rank --lr --optimizer
+        --weight-decay --schedule --warmup-steps --clip-norm --accumulation --steps --epochs --batch-size --seed
+        --precision --gradient-checkpointing --save-every --resume --dtype --plot --device --base-dtype""",
     "apply": """--model --adapter --output --prompt --strength --seed --negative --steps --guidance --resolution
         --device --base-dtype""",
     "merge": "--weights --method --rank --dtype --output",
@@ -46,7 +51,7 @@ def test_help_of_a_verb_names_every_option_and_gives_examples(verb, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["fly"], "error: there is no verb 'fly'; known: train, apply, merge, inspect, demo"),
+        (["fly"], "error: there is no verb 'fly'; known: dataset, train, apply, merge, inspect, demo"),
         (["inspect"], "the following arguments are required: FILE"),
         (["inspect", "a.safetensors", "--colour"], "unrecognized arguments: --colour"),
         (["merge", "a", "--rank", "two", "--output", "b"], "argument --rank: 'two' is not a whole number"),

@@ -30,7 +30,8 @@ def tiny(shipped, monkeypatch):
     monkeypatch.setattr(demo, "_DRAWING_STEPS", 1)
 
 
-def test_the_demo_leaves_an_adapter_and_three_pictures(tiny, tmp_path, capsys):
+def test_the_demo_leaves_an_adapter_and_three_pictures(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRILORA_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "demo"
     assert main(["demo", "--steps", "3", "--output", str(folder)]) == 0
     assert len(read_adapter(folder / "zorblin_style.safetensors").layers) == 32
@@ -41,6 +42,7 @@ def test_the_demo_leaves_an_adapter_and_three_pictures(tiny, tmp_path, capsys):
     for name in ("before_after.png", "loss.png", "spectrum.png", "zorblin_style.safetensors"):
         assert str((folder / name).resolve()) in text
     assert "next:" in text and "trilora_core apply" in text
+    assert not (tmp_path / "cache").exists(), "a demo leaves nothing in the user's cache"
 
 
 @pytest.mark.parametrize("inside", [True, False])

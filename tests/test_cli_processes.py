@@ -40,12 +40,40 @@ with join("cpu") as crew:
     torch.save(tensors, f"{sys.argv[1]}/{crew.rank}.pt")
 """
 
+# The first process takes its time to make a file, which both read, and then refuses something.
+WAITER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, ".")
+from trilora_core.cli.processes import join
+from trilora_core.errors import InputError
+with join("cpu") as crew:
+    def make():
+        if crew.leads:
+            time.sleep(1)
+            Path(sys.argv[1]).write_text("made by 0")
+        return Path(sys.argv[1]).read_text()
+    print(crew.first(make))
+    def refuse():
+        raise InputError(f"refused by {crew.rank}")
+    try:
+        crew.first(refuse)
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    """No test may write into the user's own cache."""
+    monkeypatch.setenv("TRILORA_CACHE", str(tmp_path / "cache"))
+
 
 def toy_run(crew: Crew) -> Run:
     config = TrainConfig(steps=1, batch_size=2, adapter=AdapterConfig(rank=2))
     denoiser, dataset = ToyDenoiser(), toy_dataset(4)
     adapter = TriLoRA.create(denoiser.targets(), config.adapter, seed=0, data_hash=dataset.content_hash)
-    return Run(crew.config(config), denoiser, crew.share(dataset), adapter)
+    return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter)
 
 
 def gradients(crew: Crew) -> dict[str, torch.Tensor]:
@@ -111,28 +139,60 @@ def test_two_processes_step_with_the_mean_of_their_gradients(tmp_path):
         assert torch.allclose(first[name], wanted, atol=1e-7), name
 
 
-@pytest.mark.timeout(600)
-def test_the_verb_writes_one_file_for_both(tmp_path):
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
     pytest.importorskip("diffusers")
-    base, pictures = write_pipeline(tmp_path / "base"), write_pictures(tmp_path / "pictures")
+    return write_pipeline(tmp_path_factory.mktemp("models") / "base")
+
+
+def train_both(base: Path, tmp_path: Path, *extra: str) -> list[subprocess.CompletedProcess[str]]:
+    argv = ["train", "--model", str(base), "--data", str(write_pictures(tmp_path / "pictures"))]
+    argv += ["--output", str(tmp_path / "out" / "style.safetensors"), "--rank", "2", "--device", "cpu", *extra]
+    return run_both([sys.executable, "-m", "trilora_core", *argv])
+
+
+@pytest.mark.timeout(600)
+def test_the_verb_writes_one_file_for_both(base, tmp_path):
     output = tmp_path / "out" / "style.safetensors"
-    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--steps", "2"]
-    ended = run_both([sys.executable, "-m", "trilora_core", *argv, "--rank", "2", "--device", "cpu"])
+    ended = train_both(base, tmp_path, "--epochs", "2", "--prior-prompt", "a red house", "--prior-count", "1")
     assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert "batch 1 x 2 processes" in ended[0].stdout
+    assert "3 steps of batch 1 x 2 processes (2.0 epochs)" in ended[0].stdout
+    assert "1 pictures in" in ended[0].stdout and "1 of them drawn now" in ended[0].stdout
+    assert "0 of 8 entries were there already" in ended[0].stdout  # 4 pictures and 4 captions: the first encodes
     assert ended[1].stdout == ""
-    assert [path.name for path in output.parent.iterdir()] == ["style.safetensors"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["style.safetensors", "style_prior"]
+    assert sorted(path.name for path in (output.parent / "style_prior").iterdir()) == [
+        "prior_00000.png",
+        "prior_00000.txt",
+    ]
     told = read_metadata(output)
-    assert (told["ss_num_train_images"], told["ss_total_batch_size"]) == ("3", "2")
+    assert (told["ss_num_train_images"], told["ss_total_batch_size"], told["ss_num_reg_images"]) == ("3", "2", "1")
     assert len(read_adapter(output).layers) == 32
+
+
+@pytest.mark.timeout(600)
+def test_the_others_wait_for_the_first_and_are_told_what_it_refuses(tmp_path):
+    ended = run_both([sys.executable, "-c", WAITER, str(tmp_path / "made")])
+    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert [end.stdout.splitlines() for end in ended] == [["made by 0", "refused by 0"]] * 2
 
 
 def test_shares_cover_every_picture_once_and_noise_differs():
     dataset = toy_dataset(5)
     shares = [Crew(rank, 2).share(dataset) for rank in range(2)]
     assert sorted(shares[0].names + shares[1].names) == sorted(dataset.names)
-    seeds = {Crew(rank, 2).config(TrainConfig(seed=7)).seed for rank in range(2)}
+    seeds = {Crew(rank, 2).config(TrainConfig(seed=7), dataset).seed for rank in range(2)}
     assert len(seeds) == 2 and 7 in seeds
+
+
+def test_epochs_and_samples_of_an_epoch_are_those_of_all_processes_together():
+    dataset = toy_dataset(7)
+    dataset = dataclasses.replace(dataset, config=dataclasses.replace(dataset.config, max_train_samples=5))
+    config = TrainConfig(epochs=3, batch_size=2)
+    assert {Crew(rank, 2).config(config, dataset).steps for rank in range(2)} == {4}  # 15 looks, 4 at a time
+    assert {Crew(rank, 2).share(dataset).epoch_size for rank in range(2)} == {3}
+    assert Crew().config(config, dataset).steps == 8
+    assert Crew().share(dataset).epoch_size == 5
 
 
 def test_more_processes_than_pictures_are_refused():
@@ -144,7 +204,7 @@ def test_more_processes_than_pictures_are_refused():
 def test_one_process_changes_nothing():
     dataset, config = toy_dataset(4), TrainConfig(seed=7)
     assert Crew().share(dataset).names == dataset.names
-    assert dataclasses.asdict(Crew().config(config)) == dataclasses.asdict(config)
+    assert dataclasses.asdict(Crew().config(config, dataset)) == dataclasses.asdict(config)
     assert Crew().device("cuda:1") == "cuda:1"
 
 

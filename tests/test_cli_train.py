@@ -15,6 +15,14 @@ from trilora_core.metadata import trigger_words
 pytest.importorskip("diffusers")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """No test may write into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return write_pipeline(tmp_path_factory.mktemp("models") / "base")
@@ -59,7 +67,7 @@ def test_train_reports_what_it_does(base, pictures, tmp_path, capsys):
     output, plot = tmp_path / "new" / "style.safetensors", tmp_path / "loss.png"
     assert main(few(base, pictures, output, "--plot", str(plot), "--batch-size", "2")) == 0
     text = capsys.readouterr().out
-    for wanted in ("3 pictures at 16 x 16", "base (sd15) on c", "32 layers, rank 2", "2 steps of batch 2"):
+    for wanted in ("3 pictures at resolution 16", "base (sd15) on c", "32 layers, rank 2", "2 steps of batch 2"):
         assert wanted in text, wanted
     assert str(output.resolve()) in text and str(plot.resolve()) in text
     assert output.is_file() and plot.is_file()
@@ -124,7 +132,7 @@ def test_a_wrong_toml_file_is_explained(tmp_path, capsys, text, message):
         (["--steps", "0"], "steps is 0; wanted a whole number from 1 up"),
         (["--device", "toaster"], "device is 'toaster'; wanted auto, cpu, cuda or cuda:1"),
         (["--device", "cuda:99"], "device cuda:99 is not there"),
-        (["--resolution", "17"], "resolution is 17; this model needs a multiple of 2"),
+        (["--resolution", "17"], "resolution 17 is not a multiple of 8; choose 16 or 24"),
         (["--output", "style.ckpt"], "does not end in .safetensors"),
         (["--model", "nowhere"], "model nowhere does not exist"),
         (["--data", "nowhere"], "nowhere"),

@@ -163,17 +163,14 @@ def _fingerprint(resolve: Callable[[str], Path], name: str | None, roots: list[P
 
 
 def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below a folder, sorted; hidden ones are left out, and folders that are links are not entered."""
+    """Every file below a folder, sorted, but hidden ones; folders that are links are not entered."""
     with os.scandir(folder) as found:
         entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _files(entry.path)
-            continue
-        try:
+        elif entry.is_file():  # links to files count, with the file's own facts
             yield entry.path, entry.stat()
-        except OSError:  # a link to nowhere
-            yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _valid(resolve: Callable[[str], Path], name: str | None) -> bool | str:

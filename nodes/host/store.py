@@ -27,7 +27,7 @@ def data_store(cache: str) -> Store:
     try:
         return _opened(path)
     except InputError as error:
-        raise InputError(f"{error} (cache: memory in TriLoRA Dataset Options)") from error
+        raise InputError(f"{error} (set cache to memory; data set nodes have it in TriLoRA Dataset Options)") from error
 
 
 @functools.cache

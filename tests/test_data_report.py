@@ -273,6 +273,7 @@ def test_latents_without_pictures() -> None:
     found = report(dataset)
     assert [entry.size for entry in found.buckets] == [(4, 8, 8), (4, 4, 8)]
     assert found.uncaptioned == () and "latents 4 x 8 x 8" in found.text()
+    assert "resolution" not in found.text() and "cut off" not in found.text()
     assert tile_colour(contact_sheet(dataset, cell=128), 0.5, 0.9) == TILE
     unknown = load_tensors(latents, [{"c": torch.zeros(1)}] * 3, config=DataConfig(trigger_word="sks"))
     assert report(unknown).untriggered == report(unknown).uncaptioned == ()

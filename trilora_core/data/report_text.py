@@ -47,7 +47,8 @@ def _head(report: Report) -> str:
     looks = f"{_count(report.looks, 'look')} in each epoch"
     if report.looks < report.repeated:
         looks += f", drawn anew from {report.repeated:,}"
-    return f"{_count(report.pictures, 'picture')} · {looks} · resolution {report.config.resolution}"
+    size = f" · resolution {report.resolution}" if report.resolution else ""
+    return f"{_count(report.pictures, 'picture')} · {looks}{size}"
 
 
 # --- problems -----------------------------------------------------------------
@@ -108,7 +109,7 @@ def _caption_problems(report: Report) -> Iterator[_Problem]:
 def _picture_problems(report: Report) -> Iterator[_Problem]:
     if report.small:
         yield (
-            f"{_count(len(report.small), 'picture')} too small for resolution {report.config.resolution}: "
+            f"{_count(len(report.small), 'picture')} too small for resolution {report.resolution}: "
             f"{'enlarged, so soft' if report.config.framing.upscale else 'seen smaller'}.",
             "Find larger ones, or leave these out.",
             [f"{entry.name} ({size_text(entry.size)})" for entry in report.small],
@@ -135,11 +136,12 @@ def _sizes(report: Report) -> list[str]:
     if not report.buckets:
         return []
     rows = [(size_text(entry.size), f"{len(entry.names):,}", f"{100 * entry.cut:.0f} %") for entry in report.buckets]
+    known = 3 if report.resolution else 2  # columns: nobody knows how latents were cut
     framing = report.config.framing
     views = [f"up to {report.crops} random crops of each" if report.crops > 1 else ""]
     views.append("half of the looks mirrored" if framing.flip else "")
     title = "; ".join(["Sizes they are seen at", *filter(None, views)])
-    return [title, *_table(("size", "pictures", "cut off"), rows, SIZES)]
+    return [title, *_table(("size", "pictures", "cut off")[:known], [row[:known] for row in rows], SIZES)]
 
 
 def _folders(report: Report) -> list[str]:

@@ -206,7 +206,8 @@ class _Sheet:
         look, config = self.look, self.found.config
         count = self.found.pictures
         title = f"{count:,} picture{'s' * (count != 1)}" if shown == count else f"{shown:,} of {count:,} shown"
-        facts = [f"resolution {config.resolution}", f"{self.found.looks:,} looks in each epoch"]
+        facts = [f"resolution {self.found.resolution}"] * bool(self.found.resolution)
+        facts.append(f"{self.found.looks:,} looks in each epoch")
         facts += [f"up to {self.found.crops} random crops of each"] * (self.found.crops > 1)
         facts += ["half of the looks mirrored"] * config.framing.flip
         facts += [f"{len(self.found.skipped):,} left out"] * bool(self.found.skipped)
@@ -222,20 +223,21 @@ class _Sheet:
         tile = look.tile(size)
         further = further_crops(item)
         inset = look.inset(size)
+        marks = self.marks.get(item.name, [])
         try:
             pictures = seen(item, [tile, *[inset] * len(further)], self.floor)
         except InputError as error:
             pictures = []
-            self._blank(pen, at, tile, f"cannot be read now: {error}", ALARM)
+            self._blank(pen, at, tile, f"cannot be read now: {error}", ALARM, bool(marks))
         if pictures:
             sheet.paste(pictures[0], at)
         elif item.open is None:
-            self._blank(pen, at, tile, f"{size_text(size)}, no picture", QUIET)
+            self._blank(pen, at, tile, "no picture, latents only", QUIET, bool(marks))
         y += tile[1]
         for place, picture in enumerate(pictures[1:]):
             sheet.paste(picture, (x + place * (inset[0] + look.edge), y + look.edge))
         y += (look.edge + inset[1]) * bool(further) + look.gap // 2
-        self._pills(pen, at, tile[0], self.marks.get(item.name, []))
+        self._pills(pen, at, tile[0], marks)
         self._text(pen, (x, y), _tail(item.name, look), look.small, INK, look.cell)
         meta = [size_text(size), f"{item.repeats} repeats" if item.repeats > 1 else ""]
         self._text(pen, (x, y + look.line), " · ".join(filter(None, meta)), look.small, QUIET, look.cell)
@@ -245,16 +247,21 @@ class _Sheet:
             self._text(pen, (x, y + (2 + place) * look.line), line, look.small, colour, look.cell)
 
     def _blank(
-        self, pen: ImageDraw.ImageDraw, at: tuple[int, int], tile: tuple[int, int], text: str, colour: tuple[int, ...]
+        self,
+        pen: ImageDraw.ImageDraw,
+        at: tuple[int, int],
+        tile: tuple[int, int],
+        text: str,
+        colour: tuple[int, ...],
+        marked: bool,
     ) -> None:
-        look, (x, y) = self.look, at
+        """A tile with words in place of a picture, below its marks if there are any."""
+        look, (x, y), pad = self.look, at, self.look.gap // 2
         pen.rectangle((x, y, x + tile[0] - 1, y + tile[1] - 1), fill=TILE)
+        top = pad + (look.line + look.edge) * marked
         written, face = lettered(text, look.small)
-        lines = max(1, (tile[1] - look.gap) // look.line)
-        for place, line in enumerate(wrapped(written, face, tile[0] - look.gap, lines)):
-            self._text(
-                pen, (x + look.gap // 2, y + look.gap // 2 + place * look.line), line, look.small, colour, tile[0]
-            )
+        for place, line in enumerate(wrapped(written, face, tile[0] - 2 * pad, max(1, (tile[1] - top) // look.line))):
+            self._text(pen, (x + pad, y + top + place * look.line), line, look.small, colour, tile[0])
 
     def _pills(self, pen: ImageDraw.ImageDraw, at: tuple[int, int], width: int, marks: Sequence[str]) -> None:
         look, pad = self.look, max(2, self.look.edge)

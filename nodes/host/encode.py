@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...trilora_core.data.framing import Frame
 from ...trilora_core.errors import InputError
-from .models import fingerprint_modules
+from .models import fingerprint_modules, patches, unpatched_weights
 
 __all__ = ["HostEncoder", "normal"]
 
+NO_HOOKS = "this clip carries hooks, with which a caption may have several meanings; give one without"
 NOT_IN_FILES = "text_projection.weight"  # left as found in memory by the host where SD1.5's file lacks it
 
 
@@ -28,9 +29,13 @@ class HostEncoder:
             )
         self.clip = clip
         self.vae = vae
-        self.picture_fingerprint = _fingerprint("vae", vae.first_stage_model)
-        # the text encoder stopped at another layer encodes differently
-        self.caption_fingerprint = _fingerprint(f"clip {clip.layer_idx}", clip.cond_stage_model)
+        if clip.patcher.forced_hooks is not None:
+            raise InputError(NO_HOOKS)
+        # NaN of an fp16 VAE may not be answered from the cache in fp32
+        self.picture_fingerprint = _fingerprint(f"vae {vae.vae_dtype}", vae.patcher)
+        # the text encoder stopped at another layer, or with options of the host, encodes differently
+        told = f"clip {clip.layer_idx} {sorted(clip.tokenizer_options.items())}"
+        self.caption_fingerprint = _fingerprint(told, clip.patcher)
         self.fingerprint = f"{self.picture_fingerprint} {self.caption_fingerprint}"
         self.encoded = 0  # pictures and captions so far
 
@@ -41,6 +46,11 @@ class HostEncoder:
         if latents.ndim != 4:
             raise InputError(
                 f"this VAE makes latents of shape {tuple(latents.shape)}, not of pictures; give an image VAE"
+            )
+        if not bool(torch.isfinite(latents).all()):
+            raise InputError(
+                "this VAE makes latents that are not finite: it overflows in half precision; start the host with "
+                "--fp32-vae, or use a VAE that is made for half precision"
             )
         self.encoded += len(latents)
         return normal(latents).to("cpu", torch.float32)
@@ -61,19 +71,18 @@ class HostEncoder:
             tokens = self.clip.tokenize(text, disable_weights=not weights)
             entries = self.clip.encode_from_tokens_scheduled(tokens)
         if len(entries) != 1:
-            raise InputError(
-                "this clip carries a schedule of hooks, so a caption has several meanings; give one without"
-            )
+            raise InputError(NO_HOOKS)
         self.encoded += 1
         return normal(entries[0])
 
 
-def _fingerprint(kind: str, module: Any) -> str:
-    return fingerprint_modules(
-        (f"{kind}.{name}", weight)
-        for name, weight in module.named_parameters()
+def _fingerprint(kind: str, patcher: Any) -> str:
+    weights = (
+        (f"{kind}.{name}.{weight.dtype}", weight)
+        for name, weight in unpatched_weights(patcher)
         if weight.ndim > 1 and not name.endswith(NOT_IN_FILES)
     )
+    return fingerprint_modules([*weights, *patches(patcher)])
 
 
 def normal(value: Any) -> Any:

@@ -72,7 +72,8 @@ def _spread(conditioning: Any, count: int, number: int) -> list[Any]:
         return list(conditioning) * count
     if len(conditioning) != count:
         raise InputError(
-            f"conditioning {number} has {len(conditioning)} entries for {count} pictures; wanted one caption for each: "
+            f"conditioning {number} has {len(conditioning)} entries for {count} "
+            f"picture{'s' * (count != 1)}; wanted one caption for each: "
             "training cannot combine several, so take out Conditioning (Combine) and its like"
         )
     return list(conditioning)

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from ...trilora_core.adapter import Target
 from ...trilora_core.errors import InputError
 
-__all__ = ["Architecture", "base_name", "blocks", "detect", "fingerprint", "fingerprint_modules", "targets"]
+__all__ = [
+    "Architecture",
+    "base_name",
+    "blocks",
+    "detect",
+    "fingerprint",
+    "fingerprint_modules",
+    "patches",
+    "targets",
+    "unpatched_weights",
+]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # of the U-Nets, in attn1 (self) and attn2 (cross)
 SAMPLES = 16  # values of each weight that go into a fingerprint
@@ -150,19 +160,26 @@ def fingerprint(patcher: Any) -> str:
                for stem, target in targets(patcher).items()]  # fmt: skip
     sampling = patcher.get_model_object("model_sampling")
     kind = "|".join(base.__name__ for base in type(sampling).__mro__)
-    return fingerprint_modules([*weights, (kind, sampling.sigmas), *_patches(patcher)])
+    return fingerprint_modules([*weights, (kind, sampling.sigmas), *patches(patcher)])
 
 
-def _patches(patcher: Any) -> Iterator[tuple[str, Tensor]]:
+def unpatched_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a patcher's model by name, as it is without patches, whether they are merged just now or not."""
+    for name, weight in patcher.model.named_parameters():
+        hidden = _hidden_weight(patcher, name)
+        yield name, weight if hidden is None else hidden
+
+
+def patches(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     """Everything that other nodes have put onto the model's weights, in a fixed order."""
     for key, entries in sorted(patcher.patches.items()):
         for strength, change, strength_model, offset, _ in entries:
             about = f"{key}|{type(change).__name__}|{strength}|{strength_model}|{offset}"
             yield from ((about, tensor) for tensor in _tensors(getattr(change, "weights", change)))
-    for name, injections in sorted(patcher.injections.items()):
+    for injections in patcher.injections.values():  # their names are random
         for injection in injections:
             for part in getattr(injection, "parts", ()):
-                yield from ((f"{name}|{part.path}|{part.rows}", tensor) for tensor in (part.up, part.down))
+                yield from ((f"injected|{part.path}|{part.rows}", tensor) for tensor in (part.up, part.down))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

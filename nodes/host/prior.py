@@ -43,7 +43,7 @@ def drawn_prior(
     base = models.fingerprint(trainable_patcher(model))
     folder = prior_folder(prior_key(base, wanted, {**previewer.settings, "encoder": encoder.fingerprint}))
     wanted = replace(wanted, folder=str(folder))
-    found, drawn = ensure_prior(wanted, previewer, reporter(node_id, "drew class picture"), base=base)
+    found, drawn = ensure_prior(wanted, previewer, reporter(node_id, "class pictures:"), base=base)
     config = DataConfig(str(folder), resolution)
     data = load_folder(config, encoder, store, reporter(node_id, "encoded"))
     announce_data(node_id, data, f"; {found} were there, {drawn} drawn; kept in {folder}")

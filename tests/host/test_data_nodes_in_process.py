@@ -41,7 +41,7 @@ def test_latents_that_cannot_be_used(found: dict[str, Any]) -> None:
     said = found["latents"]["said"]
     assert all(text.startswith("InputError: ") for text in said.values())
     assert "2 conditionings came with 3 pictures in 3 latents" in said["number"]
-    assert "conditioning 1 has 2 entries for 1 pictures" in said["several"]
+    assert "conditioning 1 has 2 entries for 1 picture;" in said["several"]
     assert "latent 1 has samples of shape (1, 16, 3, 8, 8)" in said["video"]
     assert "latent 1 has samples of shape (0, 4, 8, 8)" in said["empty"]
     assert "wanted finite numbers" in said["nan"]
@@ -54,6 +54,15 @@ def test_masks_of_pictures_of_the_graph(found: dict[str, Any]) -> None:
     masks = found["masks"]
     assert masks["alpha"] and masks["given"] and masks["white"] == [None, None]
     assert all("connect the masks input, and set masks to none" in text for text in masks["said"].values())
+
+
+def test_what_is_cached_is_named_by_all_that_it_depends_on(found: dict[str, Any]) -> None:
+    encoder = found["encoder"]
+    assert encoder["unlike"], "a patched text encoder must encode otherwise, or this shows nothing"
+    assert encoder["patched"] == [True, True] and encoder["plain"] and encoder["apart"]
+    assert encoder["options"] and encoder["dtype"]
+    assert encoder["hooks"].startswith("InputError: this clip carries hooks")
+    assert encoder["nan"].startswith("InputError: this VAE makes latents that are not finite")
 
 
 def test_cache(found: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import bridge_apply_models as models
-from .bridge_apply_nodes import complaint, run
+from .bridge_apply_nodes import _tiny_vae, complaint, run
 
 COND = [[torch.zeros(1, 77, 32), {"pooled_output": torch.zeros(1, 32)}]]
 
@@ -21,7 +21,7 @@ def main(pack, arguments):
     nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
     base = Path(arguments["base_directory"])
     with torch.inference_mode():
-        checks = (options, latents, masks, cache, prior, lines, fingerprint)
+        checks = (options, latents, masks, encoder, cache, prior, lines, fingerprint)
         return {check.__name__: check(pack, nodes, base) for check in checks}
 
 
@@ -140,6 +140,38 @@ def masks(pack, nodes, base):
         "given": of_images(images, half, "none") is half,
         "white": [of_images(images, torch.ones(1, 64, 64), "none"), of_images(images, None, "none")],
         "said": {name: complaint(action) for name, action in cases.items()},
+    }
+
+
+def encoder(pack, nodes, base):
+    """What is cached is named by all that it depends on, whatever the host has just merged into its weights."""
+    import comfy.hooks
+
+    make = import_module(".nodes.host.encode", pack.__name__).HostEncoder
+    clip, vae = models.clip(), _tiny_vae()
+    layer = "clip_l.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight"
+    plain, patched = make(clip, vae), clip.clone()
+    patched.add_patches({layer: ("diff", (torch.ones(32, 32),))}, 0.5)
+    before = make(patched, vae).caption_fingerprint
+    (one,) = plain.captions(["a cat"])
+    (other,) = make(patched, vae).captions(["a cat"])
+    weight = patched.cond_stage_model.get_parameter(layer)
+    merged = bool((weight == patched.patcher.backup[layer].weight + 0.5).all())
+    options, half, hooked = clip.clone(), _tiny_vae(), clip.clone()
+    options.set_tokenizer_option("min_padding", 1)
+    half.vae_dtype = torch.float16
+    hooked.patcher.forced_hooks = comfy.hooks.HookGroup()
+    broken = _tiny_vae()
+    next(broken.first_stage_model.parameters()).fill_(float("nan"))
+    return {
+        "unlike": not torch.equal(one[0], other[0]) and merged,
+        "patched": [before != plain.caption_fingerprint, make(patched, vae).caption_fingerprint == before],
+        "plain": make(clip, vae).fingerprint == plain.fingerprint,
+        "apart": make(patched, vae).picture_fingerprint == plain.picture_fingerprint,
+        "options": make(options, vae).caption_fingerprint != plain.caption_fingerprint,
+        "dtype": make(clip, half).picture_fingerprint != plain.picture_fingerprint,
+        "hooks": complaint(lambda: make(hooked, vae)),
+        "nan": complaint(lambda: make(clip, broken).pictures(torch.rand(1, 3, 64, 64))),
     }
 
 

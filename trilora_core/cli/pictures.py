@@ -72,6 +72,7 @@ def _reported(what: str, unit: str, silent: bool, delay: float = 0.0) -> Iterato
         if bar is None and done < total:
             bar = progress_bar(total, what, unit, done, delay)
         if bar is not None:
+            bar.total = total
             bar.update(done - bar.n)
 
     try:

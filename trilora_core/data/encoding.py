@@ -28,7 +28,9 @@ __all__ = ["Picture", "Progress", "encoded", "unencoded"]
 DECODERS = 2  # threads: enough to keep one encoder busy, and the host has work of its own
 AHEAD = 8  # pictures decoded in advance: bounds the memory
 
-Progress = Callable[[int, int], None]  # (done, total), pictures and distinct captions counted alike
+# (done, total): each picture counts when it is found and when it is encoded, each caption when it is encoded. The total
+# is known in full once all pictures are found.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ def encoded(
     if config.captions.dropout:
         texts[blank] = ""
     report = progress or (lambda done, total: None)
-    total = len(items) + len(texts)
-    broken = _encode_pictures(items, encoder, store, lambda done: report(done, total))
+    seen, total = len(items), 2 * len(items) + len(texts)
+    broken = _encode_pictures(items, encoder, store, lambda done: report(seen + done, total))
     if broken and (len(broken) == len(items) or not config.skip_unreadable):
         raise next(iter(broken.values()))
-    _encode_captions(texts, config, encoder, store, lambda done: report(len(items) + done, total))
+    _encode_captions(texts, config, encoder, store, lambda done: report(2 * seen + done, total))
     store.flush()
     whole = tuple(item for item in items if item.name not in broken)
     skipped = (*skipped, *map(str, broken.values()))

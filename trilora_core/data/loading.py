@@ -36,7 +36,7 @@ def load_folder(
     picture is left out and named in `skipped`.
     """
     store = store or MemoryStore()
-    pictures, skipped, notes = _from_folder(config, store)
+    pictures, skipped, notes = _from_folder(config, store, progress)
     return encoded(pictures, config, encoder, store, progress, skipped, notes)
 
 
@@ -47,7 +47,9 @@ def survey_folder(config: DataConfig, store: Store | None = None) -> Dataset:
     return unencoded(pictures, config, store, skipped, notes)
 
 
-def _from_folder(config: DataConfig, store: Store) -> tuple[list[Picture], tuple[str, ...], tuple[str, ...]]:
+def _from_folder(
+    config: DataConfig, store: Store, progress: Progress | None = None
+) -> tuple[list[Picture], tuple[str, ...], tuple[str, ...]]:
     """The pictures that can be used, why others cannot, and notes."""
     bucket_step(config.resolution, config.framing)  # what is wrong for all is no fault of the first picture
     scan = scan_folder(config.folder, config.masks.folder if config.masks.source == "folder" else "")
@@ -56,7 +58,9 @@ def _from_folder(config: DataConfig, store: Store) -> tuple[list[Picture], tuple
         for source in scan.sources
     ]  # all at first: errors before the work
     pictures, skipped = [], []
-    for source, caption in zip(scan.sources, captions, strict=True):
+    for index, (source, caption) in enumerate(zip(scan.sources, captions, strict=True)):
+        if progress:
+            progress(index, 2 * len(captions))  # a new file is read whole: gigabytes in a large set
         try:
             pictures.append(_from_file(source, caption, config, store))
         except InputError as error:

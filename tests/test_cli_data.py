@@ -282,7 +282,10 @@ def test_missing_prior_pictures_are_drawn_once_with_the_base_model(base, tmp_pat
     assert train(base, pictures, output, *argv) == 0
     text = capsys.readouterr().out
     prior = tmp_path / "out" / "dog_prior"
-    assert f"prior:      2 pictures in {prior}, 2 of them drawn now; 1 beside each batch, weight 1" in text
+    assert (
+        f'prior:      2 pictures of "a red house" in {prior}, 2 of them drawn now; 1 beside each batch, weight 1'
+        in text
+    )
     assert {path.name: path.read_text().strip() for path in prior.glob("*.txt")} == {
         "prior_00000.txt": "a red house",
         "prior_00001.txt": "a red house",
@@ -296,6 +299,8 @@ def test_missing_prior_pictures_are_drawn_once_with_the_base_model(base, tmp_pat
     assert train(base, pictures, output, *argv, "--resume") == 0
     again = capsys.readouterr().out
     assert "drawn now" not in again and "finished already" in again
+    assert train(base, pictures, output, *argv[:2], "--prior-prompt", "a blue tree", "--prior-count", "3") == 0
+    assert '3 pictures of "a red house" and 1 other caption in' in capsys.readouterr().out
 
 
 def test_prior_pictures_of_ones_own_take_part_in_the_loss(base, tmp_path, capsys):
@@ -306,7 +311,7 @@ def test_prior_pictures_of_ones_own_take_part_in_the_loss(base, tmp_path, capsys
         assert train(base, pictures, output, "--steps", "2", *extra) == 0
         results.append(read_metadata(output)["sshs_model_hash"])
     assert results[0] != results[1]
-    assert "3 pictures in" in capsys.readouterr().out
+    assert '3 pictures of "a square" in' in capsys.readouterr().out
     assert len(list(own.iterdir())) == 3, "nothing was drawn"
 
 

@@ -54,7 +54,7 @@ class CountedStore:
         """Where it is and how much of what was asked for lay there."""
         if self.folder is None:
             return "in memory, for this run only"
-        return f"{self.folder}, {self.found} of {self.asked} entries were there already"
+        return f"{self.folder.resolve()}, {self.found} of {self.asked} entries were there already"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..data import Dataset
-from ..data.report_text import printable
+from ..data.report_text import printable, short
 from ..train import Run
 from .base import describe_device
 from .store import CountedStore
@@ -28,7 +28,7 @@ def summary(
     return [
         *remarks(dataset),
         *_pictures(dataset),
-        *(_prior(run, drawn)),
+        *_prior(run, drawn),
         f"cache:      {store}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
         f"adapter:    {len(run.trainable.branches)} layers, rank {rank}, {count:,} parameters",
@@ -53,12 +53,12 @@ def _pictures(dataset: Dataset) -> list[str]:
     config, items = dataset.config, dataset.items
     word = f', trigger word "{config.trigger_word}"' if config.trigger_word else ""
     least = f", {dataset.epoch_size} of them in each epoch" if dataset.epoch_size < len(items) else ""
-    captions = f"{len(set(dataset.captions))} captions{word}"
-    lines = [f"pictures:   {len(items)} pictures at resolution {config.resolution}, {captions}{least}"]
+    captions = f"{_count(len(set(dataset.captions)), 'caption')}{word}"
+    lines = [f"pictures:   {_count(len(items), 'picture')} at resolution {config.resolution}, {captions}{least}"]
     subsets = Counter((item.subset, item.repeats) for item in items)
     if len(subsets) > 1 or any(repeats > 1 for _, repeats in subsets):
         told = [
-            f"{repeats} x {count} pictures {f'of {name!r}' if name else 'outside such folders'}"
+            f"{repeats} x {_count(count, 'picture')} {f'of {printable(name)!r}' if name else 'outside such folders'}"
             for (name, repeats), count in sorted(subsets.items())
         ]
         lines += [f"subsets:    {line}" for line in at_most(told)]
@@ -78,6 +78,10 @@ def _buckets(sizes: Counter[tuple[int, int]]) -> str:
     return f"{len(sizes)}, from {narrow[0]} x {narrow[1]} to {wide[0]} x {wide[1]} pixels{single}"
 
 
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def _shape(size: tuple[int, int]) -> float:
     return size[0] / size[1]
 
@@ -85,10 +89,15 @@ def _shape(size: tuple[int, int]) -> float:
 def _prior(run: Run, drawn: int) -> list[str]:
     if run.prior is None:
         return []
+    # pictures of an older prompt count too: whoever changed it should see that
+    (caption, _), *others = Counter(run.prior.captions).most_common()
+    more = f" and {_count(len(others), 'other caption')}" if others else ""
     new = f", {drawn} of them drawn now" if drawn else ""
     folder = Path(run.prior.config.folder).resolve()
-    beside = f"{run.config.prior_batch_size} beside each batch, weight {run.config.prior_weight:g}"
-    return [f"prior:      {len(run.prior)} pictures in {folder}{new}; {beside}"]
+    return [
+        f'prior:      {_count(len(run.prior), "picture")} of "{printable(short(caption, 60))}"{more} in {folder}{new};'
+        f" {run.config.prior_batch_size} beside each batch, weight {run.config.prior_weight:g}"
+    ]
 
 
 def _length(run: Run, dataset: Dataset, processes: int) -> str:

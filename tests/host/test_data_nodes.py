@@ -291,6 +291,16 @@ def test_prior_pictures_are_drawn_once_and_trained_with(server: Server) -> None:
     shutil.rmtree(folder.parent)  # other tests count the folders
 
 
+def test_class_pictures_of_a_folder(server: Server) -> None:
+    plain(server, "my_dog")
+    plain(server, "dogs", 4)
+    graph = graphs.dataset("my_dog")
+    graph["class"] = graphs.dataset("dogs")["data"]
+    run(server, graphs.trained(graph, "class", prior="class"))
+    assert metadata(server, "class")["ss_num_reg_images"] == "4"
+    assert "3 captions, prior: 4 pictures, 1 bucket, 4 captions" in server.log()
+
+
 def test_epochs_of_the_options_make_the_steps(server: Server) -> None:
     plain(server, "epochs")
     graph = graphs.trained(graphs.dataset("epochs"), "epochs", steps=500)

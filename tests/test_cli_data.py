@@ -238,7 +238,7 @@ def test_train_reports_subsets_buckets_masks_and_epochs(base, rich, tmp_path, ca
         "subsets:    3 x 2 pictures of 'sks dog'",
         "buckets:    2, from 16 x 16 to 32 x 8 pixels",
         "masks:      1 of 5 pictures, 0.25 of the loss under them",
-        "9 steps of batch 2 (2.0 epochs)",
+        "9 steps of batch 2 (2 epochs)",
     ):
         assert wanted in text, (wanted, text)
     told = read_metadata(output)

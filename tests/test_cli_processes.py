@@ -156,7 +156,7 @@ def test_the_verb_writes_one_file_for_both(base, tmp_path):
     output = tmp_path / "out" / "style.safetensors"
     ended = train_both(base, tmp_path, "--epochs", "2", "--prior-prompt", "a red house", "--prior-count", "1")
     assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert "3 steps of batch 1 x 2 processes (2.0 epochs)" in ended[0].stdout
+    assert "3 steps of batch 1 x 2 processes (2 epochs)" in ended[0].stdout
     assert '1 picture of "a red house" in' in ended[0].stdout and "1 of them drawn now" in ended[0].stdout
     assert "0 of 8 entries were there already" in ended[0].stdout  # 4 pictures and 4 captions: the first encodes
     assert ended[1].stdout == ""

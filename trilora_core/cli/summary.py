@@ -110,6 +110,6 @@ def _length(run: Run, dataset: Dataset, processes: int) -> str:
     )
     epochs = config.steps * config.batch_size * accumulated * processes / dataset.epoch_size
     return (
-        f"run:        {config.steps} steps of batch {batch} ({epochs:.1f} epochs),"
+        f"run:        {config.steps} steps of batch {batch} ({epochs:.3g} epochs),"
         f" learning rate {config.optimizer.learning_rate:g}, seed {config.seed}"
     )

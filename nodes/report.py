@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..trilora_core.data.pictures import to_tensor
 from ..trilora_core.data.report import report
 from ..trilora_core.data.sheet import contact_sheet
+from .host.events import Progress
 from .sockets import CATEGORY, DatasetSocket, DatasetValue
 
 __all__ = ["TriLoRADatasetReport"]
@@ -29,6 +30,7 @@ class TriLoRADatasetReport(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The contact sheet."),
                 io.String.Output(display_name="report", tooltip="The report as text."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -37,5 +39,6 @@ class TriLoRADatasetReport(io.ComfyNode):
         """Draw the sheet and write the report."""
         text = report(dataset.data).text()
         image = to_tensor(contact_sheet(dataset.data)).movedim(0, -1)[None]
+        Progress(cls.hidden.unique_id, 1).text(text)
         shown = ui.PreviewImage(image).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(image, text, ui=shown)

@@ -38,7 +38,7 @@ class Progress:
         self._bar.update_absolute(step, total)
 
     def text(self, text: str) -> None:
-        """Show one line of text on the node."""
+        """Show a text on the node, in place of the one before."""
         server = None if self._node_id is None else _server()
         if server is not None:
             server.send_progress_text(text, self._node_id)

@@ -15,7 +15,7 @@ from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_
 from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
 from . import models
 from .denoiser import HostDenoiser
-from .events import Progress, check_interrupt, interrupt_type, summary
+from .events import Progress, announce, check_interrupt, interrupt_type, summary
 from .paths import output_folder, unique_file
 from .training import trainable_patcher, training
 
@@ -49,14 +49,14 @@ def train_in_host(
     output, finished = _place(name, fingerprint)
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
-        return finished, _said(text)
+        return finished, _said(node_id, text)
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
     with training(patcher):
         run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash)
         outcome = _train(run, output, report, resume=resume)
     how = "Trained" if outcome.finished else f"Stopped early, at step {outcome.steps_done} of {config.steps}"
-    return outcome, _said(f"{how}: saved as {outcome.path}")
+    return outcome, _said(node_id, f"{how}: saved as {outcome.path}")
 
 
 def _place(name: str, fingerprint: str) -> tuple[Path, Outcome | None]:
@@ -111,13 +111,14 @@ def _train(run: Run, output: Path, report: _Reporter, *, resume: bool) -> Outcom
         )
     finally:
         if stopped:
-            report.progress.text(_said(f"stopped at step {run.step} of {run.config.steps}; kept as {stopped[0]}"))
+            _said(report.node_id, f"stopped at step {run.step} of {run.config.steps}; kept as {stopped[0]}")
 
 
 class _Reporter:
     """Turns steps into the node's progress bar and text, a few times a second, and polls the host's interrupt."""
 
     def __init__(self, node_id: str | None, steps: int) -> None:
+        self.node_id = node_id
         self.progress = Progress(node_id, steps)
         self._smooth: float | None = None
         self._pace: float | None = None  # seconds per step, smoothed
@@ -154,6 +155,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _said(text: str) -> str:
+def _said(node_id: str | None, text: str) -> str:
+    """Leave a sentence on the node and in the log; newer front ends show no other text of a node."""
     log.info("%s", text)
+    announce(node_id, text)
     return text

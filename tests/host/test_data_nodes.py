@@ -65,8 +65,9 @@ def test_kohya_folders_with_masks_train(server: Server, kohya: tuple[Outcome, di
 
 
 def test_report(server: Server, kohya: tuple[Outcome, dict[str, str]]) -> None:
-    outcome, _ = kohya
+    outcome, said = kohya
     told = text(outcome.outputs, "report")
+    assert said["report"] == told, "newer front ends show a text only if it is sent while the node runs"
     assert "4 pictures" in told and "64 x 64" in told and "2_sks thing/b.png" in told
     (sheet,) = server.client.images(outcome, "report")
     assert sheet.shape[1] >= 4 * 160 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
@@ -280,6 +281,7 @@ def test_prior_pictures_are_drawn_once_and_trained_with(server: Server) -> None:
     server.client.free()
     outcome, said = run(server, graph)
     assert "2 were there, 0 drawn" in said["prior"] and "Already trained" in text(outcome.outputs, "train")
+    assert said["train"] == text(outcome.outputs, "train")
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == drawn
 
     outcome, _ = run(server, graphs.trained(graphs.dataset("subject"), "with_prior"))

@@ -412,3 +412,17 @@ def test_wrong_images_and_captions_are_refused(tmp_path: Path) -> None:
     broken[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"picture_1 has values that are not finite"):
         load_images(broken, ["a"], options, CountingEncoder())
+
+
+def test_a_survey_goes_on_where_training_would_stop(tmp_path: Path) -> None:
+    fill(tmp_path, 3)
+    (tmp_path / "0.txt").unlink()
+    (tmp_path / "1.png").write_bytes(b"broken")
+    reports: list[tuple[int, int]] = []
+    data = survey_folder(config(tmp_path), progress=lambda done, total: reports.append((done, total)))
+    assert [(item.name, item.caption, item.written) for item in data.items] == [
+        ("0.png", "", False),
+        ("2.png", "a lamp", True),
+    ]
+    assert len(data.skipped) == 1 and "1.png" in data.skipped[0]
+    assert reports == [(0, 6), (1, 6), (2, 6)]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from ..atomic import write_atomic
 from ..config import DataConfig
-from ..data import survey_folder
 from ..data.report import report
 from ..data.sheet import contact_sheet
 from .data_options import add_cache_options, add_data_options, read_cache, read_data
 from .options import add_config, read_given
 from .parser import Arguments, OneLineParser
+from .pictures import survey
 from .saving import check_picture
 from .store import open_store
 
@@ -45,8 +44,8 @@ def run(arguments: Arguments) -> int:
     data, cache = read_data(given), read_cache(given)
     sheet = check_picture(arguments.sheet) if arguments.sheet else None
     with open_store(cache) as store:
-        # a report names every picture that cannot be used, where a run stops at the first
-        dataset = survey_folder(replace(data, skip_unreadable=True), store)
+        # every picture that cannot be used is named, where a run stops at the first
+        dataset = survey(data, store, silent=arguments.json)
         found = report(dataset)
         print(json.dumps(found.values(), indent=2) if arguments.json else found.text())
         if sheet is not None:

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from ..backend_diffusers import DiffusersEncoder, DiffusersPreviewer
 from ..config import DataConfig, PriorConfig
-from ..data import Dataset, Progress, Store, load_folder
+from ..data import Dataset, Progress, Store, load_folder, survey_folder
 from ..data.prior import ensure_prior
 
-__all__ = ["draw_prior", "encode", "prior_data", "progress_bar"]
+__all__ = ["draw_prior", "encode", "prior_data", "progress_bar", "survey"]
 
 
 def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
@@ -23,6 +23,13 @@ def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -
     # finding everything in the store takes no time that needs a bar
     with _reported("encoding", "item", silent, delay=1.0) as progress:
         return load_folder(data, DiffusersEncoder(pipe), store, progress)
+
+
+def survey(data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
+    """Read the folder without encoding anything, with a progress bar."""
+    with _reported("reading", "picture", silent, delay=1.0) as progress:
+        # what is found counts once here, and again when it is encoded, which it is not
+        return survey_folder(data, store, progress and (lambda done, total: progress(done, total // 2)))
 
 
 def draw_prior(pipe: Any, prior: PriorConfig, resolution: int, *, base: str = "", silent: bool = False) -> int:

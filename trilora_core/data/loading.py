@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,23 +41,25 @@ def load_folder(
     return encoded(pictures, config, encoder, store, progress, skipped, notes)
 
 
-def survey_folder(config: DataConfig, store: Store | None = None) -> Dataset:
-    """The same data set before anything is encoded: good for a report, not for training. Raises as `load_folder`."""
+def survey_folder(config: DataConfig, store: Store | None = None, progress: Progress | None = None) -> Dataset:
+    """The same data set before anything is encoded: good for a report, not for training.
+
+    A picture without caption has an empty one here, and one that cannot be used is left out and named in `skipped`;
+    else raises as `load_folder`.
+    """
     store = store or MemoryStore()
-    pictures, skipped, notes = _from_folder(config, store)
+    lenient = replace(config, skip_unreadable=True)
+    pictures, skipped, notes = _from_folder(lenient, store, progress, captioned=False)
     return unencoded(pictures, config, store, skipped, notes)
 
 
 def _from_folder(
-    config: DataConfig, store: Store, progress: Progress | None = None
+    config: DataConfig, store: Store, progress: Progress | None = None, *, captioned: bool = True
 ) -> tuple[list[Picture], tuple[str, ...], tuple[str, ...]]:
     """The pictures that can be used, why others cannot, and notes."""
     bucket_step(config.resolution, config.framing)  # what is wrong for all is no fault of the first picture
     scan = scan_folder(config.folder, config.masks.folder if config.masks.source == "folder" else "")
-    captions = [
-        final_caption(source.caption, config.trigger_word, source.subset, config.captions, source.name)
-        for source in scan.sources
-    ]  # all at first: errors before the work
+    captions = [_caption(source, config, captioned) for source in scan.sources]  # all at first: errors before the work
     pictures, skipped = [], []
     for index, (source, caption) in enumerate(zip(scan.sources, captions, strict=True)):
         if progress:
@@ -102,6 +105,15 @@ def load_images(
         for name in [f"picture_{index + 1}"]
     ]
     return encoded(pictures, config, encoder, store or MemoryStore(), progress)
+
+
+def _caption(source: Source, config: DataConfig, needed: bool) -> str:
+    try:
+        return final_caption(source.caption, config.trigger_word, source.subset, config.captions, source.name)
+    except InputError:
+        if needed:
+            raise
+        return ""
 
 
 # --- where pictures come from -------------------------------------------------
@@ -165,7 +177,7 @@ def _read(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"picture {name} cannot be read ({error.strerror}); check its permissions") from error
+        raise InputError(f"picture {name} cannot be read: {error.strerror or error}; check the file") from error
 
 
 def _open_file(path: Path, name: str, digest: bytes, decode: Callable[[bytes, str], T]) -> T:

@@ -91,9 +91,13 @@ def _problems(report: Report) -> Iterator[_Problem]:
 def _caption_problems(report: Report) -> Iterator[_Problem]:
     if report.uncaptioned:
         got = Counter(entry.caption for entry in report.uncaptioned)
+        nothing = got.pop("", 0)
         spelled = [f'"{short(text, 40)}"' + (f" ({count})" if len(got) > 1 else "") for text, count in got.items()]
+        seen = [f"the model sees {_more(spelled, 2)}"] if spelled else []
+        stops = f"training stops at {'them' if nothing > 1 else 'it'}, for want of a trigger word"
+        seen += [f"{stops} ({nothing})" if spelled else stops] if nothing else []
         yield (
-            f"{_count(len(report.uncaptioned), 'picture')} without a caption: the model sees {_more(spelled, 2)}.",
+            f"{_count(len(report.uncaptioned), 'picture')} without a caption: {', '.join(seen)}.",
             "Write one into a .txt file beside each." if report.config.folder else "Give one for each picture.",
             [entry.name for entry in report.uncaptioned],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import dataclasses
 import os
 import socket
@@ -166,6 +167,7 @@ def test_the_verb_writes_one_file_for_both(base, tmp_path):
         "prior_00000.txt",
     ]
     told = read_metadata(output)
+    assert sum(entry["img_count"] for entry in json.loads(told["ss_dataset_dirs"]).values()) == 3
     assert (told["ss_num_train_images"], told["ss_total_batch_size"], told["ss_num_reg_images"]) == ("3", "2", "1")
     assert len(read_adapter(output).layers) == 32
 

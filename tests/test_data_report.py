@@ -302,3 +302,12 @@ def test_letters_that_no_font_has_become_others() -> None:
     assert lettered("naïve fox", 12)[0] in ("naïve fox", "naive fox")
     assert lettered("fox \ue123", 12)[0] == "fox ?"  # private use: not printable
     assert lettered("plain", 12)[0] == "plain"
+
+
+def test_pictures_that_training_stops_at_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "3_dog").mkdir()
+    for name in ("a.png", "3_dog/b.png"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    text = report(survey_folder(DataConfig(str(tmp_path), 64))).text()
+    words = " ".join(text.split())
+    assert 'without a caption: the model sees "dog", training stops at it, for want of a trigger word (1).' in words

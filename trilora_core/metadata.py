@@ -28,6 +28,7 @@ __all__ = [
     "RankSummary",
     "architecture_of",
     "base_model",
+    "dataset_metadata",
     "rank_summary",
     "training_metadata",
     "trigger_words",
@@ -60,7 +61,7 @@ def training_metadata(run: Run, *, started: float, finished: bool, name: str) ->
     """
     return (
         _kohya_entries(run, started, name)
-        | _kohya_dataset(run.dataset, name)
+        | dataset_metadata(run.dataset, name)
         | _modelspec(run, name)
         | {
             "trilora.architecture": run.denoiser.architecture,
@@ -107,7 +108,7 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
     }
 
 
-def _kohya_dataset(dataset: Dataset, name: str) -> dict[str, str]:
+def dataset_metadata(dataset: Dataset, name: str) -> dict[str, str]:
     """Pictures, buckets and caption tags, the tags under one key only: readers take the first."""
     folder = dataset.config.trigger_word or name
     folders: dict[str, dict[str, int]] = {}

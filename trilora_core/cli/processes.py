@@ -21,6 +21,7 @@ from ..adapter import TriLoRA, derive_seed
 from ..config import TrainConfig
 from ..data import Dataset
 from ..errors import InputError
+from ..metadata import dataset_metadata
 from ..recompute import checkpointed
 from ..train import Run, planned, train
 
@@ -89,12 +90,12 @@ class Crew:
             raise InputError(problem[0])
         return work()
 
-    def metadata(self, run: Run, dataset: Dataset) -> dict[str, str]:
-        """What the file says otherwise than the first process alone would; {} for one process."""
+    def metadata(self, run: Run, dataset: Dataset, name: str) -> dict[str, str]:
+        """What the file `name` says otherwise than the first process alone would; {} for one process."""
         if self.size == 1:
             return {}
         config = run.config
-        return {
+        return dataset_metadata(dataset, name) | {
             "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
             "ss_total_batch_size": str(self.size * config.batch_size * config.optimizer.accumulation),
             "trilora.processes": str(self.size),

@@ -111,7 +111,7 @@ def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew, 
         done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
         if done:
             print("this run is finished already; nothing was trained")
-        told = crew.metadata(prepared, dataset)
+        told = crew.metadata(prepared, dataset, output.stem)
         dtype = DTYPES[arguments.dtype]
         outcome = done or train_with_bar(prepared, output, resume=arguments.resume, dtype=dtype, metadata=told)
     if arguments.plot:

@@ -14,7 +14,9 @@ from .errors import InputError
 
 __all__ = [
     "CROPS",
+    "DRAWS",
     "INITS",
+    "LAYERS",
     "MASKS",
     "METHODS",
     "OPTIMIZERS",
@@ -24,7 +26,10 @@ __all__ = [
     "CaptionConfig",
     "DataConfig",
     "FramingConfig",
+    "LayerConfig",
+    "LossConfig",
     "MaskConfig",
+    "MonitorConfig",
     "OptimizerConfig",
     "PriorConfig",
     "TrainConfig",
@@ -36,13 +41,29 @@ __all__ = [
 
 INITS = ("svd-mean", "svd", "svd-max", "svd-fro", "ones")
 METHODS = ("trilora", "lora")
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+LAYERS = ("attention", "self-attention", "attention+ff", "attention+ff+conv")
+DRAWS = ("uniform", "logit-normal", "shifted")
 CROPS = ("center", "random")
 MASKS = ("none", "alpha", "folder")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Which layers of the model are adapted. Patterns are shell-style (`*`) over the layers' file stems."""
+
+    which: str = "attention"
+    include: tuple[str, ...] = ()  # only layers that match one of these; none given: all of `which`
+    exclude: tuple[str, ...] = ()  # and none that matches one of these
+
+    def __post_init__(self) -> None:
+        _one_of("layers.which", self.which, LAYERS)
+        _patterns("layers.include", self.include)
+        _patterns("layers.exclude", self.exclude)
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,8 @@ class AdapterConfig:
     init: str = "svd-mean"
     method: str = "trilora"  # "lora" holds Σ at 1: the plain method, for comparison
     companion_rank: int = 0  # rank of the paper's second, smaller standard adapter (section 1); 0 = none
+    rank_dropout: float = 0.0  # share of the rank's directions that each step leaves out, drawn anew
+    layers: LayerConfig = field(default_factory=LayerConfig)
 
     def __post_init__(self) -> None:
         parse_rank(self.rank)
@@ -69,11 +92,12 @@ class AdapterConfig:
         _one_of("init", self.init, INITS)
         _one_of("method", self.method, METHODS)
         _whole("companion_rank", self.companion_rank, 0)
+        _number("rank_dropout", self.rank_dropout, least=0.0, below=1.0)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the parameters move: AdamW, its schedule and its limits. Σ never decays."""
+    """How the parameters move: the method, its schedule and its limits. Σ never decays."""
 
     name: str = "adamw"
     learning_rate: float = 1e-4
@@ -84,6 +108,9 @@ class OptimizerConfig:
     warmup_steps: int = 0  # optimizer steps from 0 to the full rate
     clip_norm: float = 1.0  # largest global gradient norm; 0 = no clipping
     accumulation: int = 1  # batches per optimizer step
+    up_rate: float = 1.0  # of the learning rate, for each of the three factors; 0 holds one as it is
+    sigma_rate: float = 1.0
+    down_rate: float = 1.0
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.name, OPTIMIZERS)
@@ -95,6 +122,66 @@ class OptimizerConfig:
         _whole("warmup_steps", self.warmup_steps, 0)
         _number("clip_norm", self.clip_norm, least=0.0)
         _whole("accumulation", self.accumulation, 1)
+        for name in ("up_rate", "sigma_rate", "down_rate"):
+            _number(name, getattr(self, name), least=0.0)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised, and at which times."""
+
+    timesteps: str = "uniform"  # how u in [0, 1] is drawn: logit-normal (Esser et al. 2024), shifted as in SD3 and Flux
+    logit_mean: float = 0.0  # of logit-normal and its spread
+    logit_std: float = 1.0
+    shift: float = 3.0  # of shifted: above 1 draws more noise
+    min_snr_gamma: float = (
+        0.0  # weight min(SNR, gamma)/SNR of the loss in x0 terms (Hang et al. 2023); 0: off, 5 is usual
+    )
+    noise_offset: float = (
+        0.0  # noise that is the same for all of a channel, for very dark and bright pictures; 0.05 is usual
+    )
+    orthogonality: float = 0.0  # weight of ‖UᵀU - I‖² + ‖VᵀV - I‖² of the normalised factors, mean over layers
+
+    def __post_init__(self) -> None:
+        _one_of("loss.timesteps", self.timesteps, DRAWS)
+        _number("loss.logit_mean", self.logit_mean)
+        _number("loss.logit_std", self.logit_std, above=0.0)
+        _number("loss.shift", self.shift, above=0.0)
+        _number("loss.min_snr_gamma", self.min_snr_gamma, least=0.0)
+        _number("loss.noise_offset", self.noise_offset, least=0.0)
+        _number("loss.orthogonality", self.orthogonality, least=0.0)
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is watched while a run goes on, and which files it leaves on the way. None of it changes what is learned."""
+
+    validation_share: float = 0.0  # of the pictures, held out of training
+    validate_every: int = 50  # optimizer steps between two measures of validation loss and drift
+    patience: int = 0  # measures in a row without a better validation loss that end the run; 0: never
+    preview_every: int = 0  # optimizer steps between two rounds of previews; 0: none
+    preview_prompts: tuple[str, ...] = ()
+    preview_seed: int = 0  # of the first prompt; the next ones count up
+    keep_adapters: int = 0  # adapters by step beside the final one, the latest ones, one at each save_every; 0: none
+    keep_best: bool = False  # also the adapter of the best validation loss
+    keep_state: bool = False  # do not delete the resumable state of a finished run
+
+    def __post_init__(self) -> None:
+        _number("monitor.validation_share", self.validation_share, least=0.0, most=0.9)
+        _whole("monitor.validate_every", self.validate_every, 1)
+        _whole("monitor.patience", self.patience, 0)
+        _whole("monitor.preview_every", self.preview_every, 0)
+        _patterns("monitor.preview_prompts", self.preview_prompts)
+        _whole("monitor.preview_seed", self.preview_seed, 0)
+        _whole("monitor.keep_adapters", self.keep_adapters, 0)
+        _flag("monitor.keep_best", self.keep_best)
+        _flag("monitor.keep_state", self.keep_state)
+        if (self.patience or self.keep_best) and not self.validation_share:
+            raise InputError(
+                "monitor.patience and monitor.keep_best need monitor.validation_share above 0, 0.1 is usual"
+            )
+        if self.preview_every and not self.preview_prompts:
+            raise InputError("monitor.preview_every is set, but monitor.preview_prompts is empty; say what to draw")
 
 
 @dataclass(frozen=True)
@@ -200,8 +287,11 @@ class TrainConfig:
     save_every: int = 0  # optimizer steps between two saves of the resumable state; 0 = only at the end or on a stop
     prior_batch_size: int = 1  # prior pictures beside each batch, when there are any
     prior_weight: float = 1.0  # of their mean loss beside the mean loss of the batch
+    ema: float = 0.0  # decay of the mean over the steps that is saved in place of the last ones; 0: off, 0.99 is usual
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         _whole("steps", self.steps, 1)
@@ -213,6 +303,7 @@ class TrainConfig:
         _whole("save_every", self.save_every, 0)
         _whole("prior_batch_size", self.prior_batch_size, 1)
         _number("prior_weight", self.prior_weight, least=0.0)
+        _number("ema", self.ema, least=0.0, below=1.0)
 
 
 def parse_rank(rank: int | str) -> int | float:
@@ -260,6 +351,8 @@ def from_dict(kind: type[T], values: Any) -> T:
 def _convert(name: str, hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast("type[Any]", hint), value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value) if isinstance(value, (list, tuple)) else value  # the config says what else it wants
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -278,6 +371,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _whole(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} is {value!r}; wanted a whole number from {least} up")
+
+
+def _patterns(name: str, values: tuple[str, ...]) -> None:
+    if not isinstance(values, tuple) or not all(isinstance(value, str) and value.strip() for value in values):
+        raise InputError(f"{name} is {values!r}; wanted a list of texts that are not empty")
 
 
 def _flag(name: str, value: bool) -> None:

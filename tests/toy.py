@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from trilora_core.adapter import Target
-from trilora_core.config import DataConfig
+from trilora_core.config import DataConfig, LayerConfig
 from trilora_core.data.dataset import Dataset, load_tensors
+from trilora_core.layers import DEFAULT, choose
 
 WIDTH = 16
 TOKENS = 3
@@ -68,13 +69,13 @@ class ToyDenoiser:
         self.poison_steps: set[int] = set()  # calls of predict that answer NaN
         self.calls = 0
 
-    def targets(self) -> dict[str, Target]:
+    def targets(self, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
         found: dict[str, Target] = {}
         for index, block in enumerate(self.model.blocks):
             stem = f"lora_unet_blocks_{index}"
             found |= {f"{stem}_to_q": Target(block.to_q), f"{stem}_to_k": Target(block.to_k)}
             found |= {f"{stem}_to_v": Target(block.qv, (WIDTH, 2 * WIDTH)), f"{stem}_mix": Target(block.mix)}
-        return found
+        return {stem: found[stem] for stem in choose(dict.fromkeys(found, "joint"), layers)}
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.blocks)

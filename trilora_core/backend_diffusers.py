@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .adapter import Target
-from .backend_diffusers_apply import apply_adapter, architecture_of, stem_of
+from .backend_diffusers_apply import apply_adapter, architecture_of, denoiser_modules
 from .backend_diffusers_load import load_pipeline
+from .config import LayerConfig
 from .data.framing import Frame
 from .errors import InputError
+from .layers import DEFAULT, choose, kinds_of
 
 __all__ = [
     "Conditioning",
@@ -55,14 +57,15 @@ class DiffusersDenoiser:
         self.alphas = _alphas(pipe.scheduler)
         self._scale, self._shift = pipe.vae.config.scaling_factor, getattr(pipe.vae.config, "shift_factor", None) or 0.0
         self._pixels = pipe.vae_scale_factor
-        self._stems = {name: stem_of(pipe, name) for name in _attention_linears(pipe.unet)}
+        self._modules = denoiser_modules(pipe)
+        self._kinds = kinds_of(self._modules, self.architecture)
         _check_latents(pipe)
         for module in _networks(pipe):
             module.requires_grad_(False).eval()
 
-    def targets(self) -> dict[str, Target]:
-        """The query, key, value and output layers of all attentions, by canonical file stem."""
-        return {stem: Target(self._unet.get_submodule(name)) for name, stem in self._stems.items()}
+    def targets(self, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
+        """The chosen layers by canonical file stem; InputError when none is left."""
+        return {stem: Target(self._modules[stem]) for stem in choose(self._kinds, layers)}
 
     def blocks(self) -> list[nn.Module]:
         """Transformer and residual blocks: what gradient checkpointing recomputes, one at a time."""
@@ -202,14 +205,6 @@ class DiffusersPreviewer:
 def _networks(pipe: Any) -> list[Any]:
     parts = (getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder", "text_encoder_2"))
     return [part for part in parts if part is not None]
-
-
-def _attention_linears(unet: nn.Module) -> list[str]:
-    names = []
-    for name, module in unet.named_modules():
-        if all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out")):
-            names += [f"{name}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")]
-    return names
 
 
 def _prediction_type(pipe: Any) -> str:

@@ -15,7 +15,7 @@ from .fileformat import Adapter, Layer
 from .keys import stem_of_diffusers_module
 from .spectral import balanced
 
-__all__ = ["apply_adapter", "architecture_of", "modules_by_stem", "stem_of"]
+__all__ = ["apply_adapter", "architecture_of", "denoiser_modules", "modules_by_stem", "stem_of"]
 
 _COMPONENTS = ("text_encoder", "text_encoder_2")
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -57,16 +57,22 @@ def architecture_of(pipe: Any) -> str:
 
 def modules_by_stem(pipe: Any) -> dict[str, Any]:
     """Every Linear and Conv of the U-Net and the text encoders by canonical stem."""
-    found: dict[str, Any] = {}
-    for name, module in pipe.unet.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            found[stem_of(pipe, name)] = module
+    found = denoiser_modules(pipe)
     for component in _COMPONENTS:
         encoder = getattr(pipe, component, None)
         for name, module in encoder.named_modules() if encoder is not None else ():
             if isinstance(module, nn.Linear):
                 found[stem_of(pipe, f"{component}.{name}")] = module
     return found
+
+
+def denoiser_modules(pipe: Any) -> dict[str, Any]:
+    """Every Linear and Conv of the U-Net by canonical stem; of layers that PEFT has wrapped, what is inside."""
+    return {
+        stem_of(pipe, name.removesuffix(".base_layer")): module
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
 
 
 def stem_of(pipe: Any, name: str) -> str:

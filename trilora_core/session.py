@@ -90,7 +90,7 @@ def train_to_file(
     keep = _Keeper(run, output, dict(metadata), dtype, started, on_stopped)
     try:
         with ExitStack() as stack:
-            stack.enter_context(run.trainable.attach(denoiser.targets()))
+            stack.enter_context(run.trainable.attach(denoiser.targets(run.config.adapter.layers)))
             if run.config.gradient_checkpointing:
                 stack.enter_context(checkpointed(denoiser.blocks(), in_place_safe=denoiser.in_place_safe))
             for step in stack.enter_context(closing(train(run))):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .adapter import Target, TriLoRA
 from .batches import Line, Row, masks_of, of_one_shape
-from .config import TrainConfig, to_json
+from .config import LayerConfig, TrainConfig, to_json
 from .data.dataset import Dataset, Encoder
 from .fileformat import Adapter
+from .layers import DEFAULT
 from .objective import mse_per_sample
 from .optim import make_optimizer, rate_at
 
@@ -53,8 +54,8 @@ class Denoiser(Protocol):
         """Of the model's own arithmetic when nothing is autocast."""
         ...
 
-    def targets(self) -> dict[str, Target]:
-        """The layers to adapt, by canonical file stem."""
+    def targets(self, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
+        """The chosen layers by canonical file stem; InputError when none is left."""
         ...
 
     def blocks(self) -> list[nn.Module]:

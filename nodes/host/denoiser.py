@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...trilora_core.adapter import Target
+from ...trilora_core.config import LayerConfig
 from ...trilora_core.errors import InputError
+from ...trilora_core.layers import DEFAULT
 from . import models
 
 __all__ = ["HostDenoiser"]
@@ -48,9 +50,9 @@ class HostDenoiser:
         """Where the model computes."""
         return self.patcher.load_device
 
-    def targets(self) -> dict[str, Target]:
-        """The attention linears by canonical stem."""
-        return models.targets(self.patcher)
+    def targets(self, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
+        """The chosen layers by canonical stem; InputError when none is left."""
+        return models.targets(self.patcher, layers)
 
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing recomputes one by one."""

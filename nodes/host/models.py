@@ -15,7 +15,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
 from ...trilora_core.adapter import Target
+from ...trilora_core.config import LayerConfig
 from ...trilora_core.errors import InputError
+from ...trilora_core.layers import DEFAULT, choose, kinds_of
 
 __all__ = [
     "Architecture",
@@ -29,7 +31,6 @@ __all__ = [
     "unpatched_weights",
 ]
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # of the U-Nets, in attn1 (self) and attn2 (cross)
 SAMPLES = 16  # values of each weight that go into a fingerprint
 Place = tuple[str, tuple[int, int] | None]  # path of a module in the denoiser, and (first row, end) or None for all
 
@@ -54,39 +55,21 @@ def _is_sd15(model: Any) -> bool:
 
 def _sd15_layers(model: Any) -> Iterator[tuple[str, Place]]:
     for spelled, ours in comfy.utils.unet_to_diffusers(model.model_config.unet_config).items():
-        path = ours.removesuffix(".weight")
-        if ours.endswith(".weight") and _is_attention(path):
-            yield _kohya(spelled.removesuffix(".weight")), (path, None)
+        if ours.endswith(".weight"):
+            yield _kohya(spelled.removesuffix(".weight")), (ours.removesuffix(".weight"), None)
 
 
-def _sdxl_layers(model: Any) -> Iterator[tuple[str, Place]]:
+def _own_layers(model: Any) -> Iterator[tuple[str, Place]]:
     for path, _ in model.diffusion_model.named_modules():
-        if _is_attention(path):
-            yield _kohya(path), (path, None)
+        yield _kohya(path), (path, None)
 
 
 def _sd3_layers(model: Any) -> Iterator[tuple[str, Place]]:
     for spelled, place in comfy.utils.mmdit_to_diffusers(model.model_config.unet_config).items():
-        weight = place if isinstance(place, str) else place[0]
-        if (
-            not spelled.endswith(".weight")
-            or not weight.endswith((".qkv.weight", ".proj.weight"))
-            or ".attn" not in weight
-        ):
-            continue
-        rows = None if isinstance(place, str) else (place[1][1], place[1][1] + place[1][2])
-        yield f"transformer.{spelled.removesuffix('.weight')}", (weight.removesuffix(".weight"), rows)
-
-
-def _flux_layers(model: Any) -> Iterator[tuple[str, Place]]:
-    for path, _ in model.diffusion_model.named_modules():
-        parts = path.split(".")
-        double = parts[0] == "double_blocks" and parts[2:] in [
-            [stream, layer] for stream in ("img_attn", "txt_attn") for layer in ("qkv", "proj")
-        ]
-        single = parts[0] == "single_blocks" and parts[2:] in [["linear1"], ["linear2"]]
-        if double or single:
-            yield _kohya(path), (path, None)
+        if spelled.endswith(".weight"):
+            weight, offset = (place, None) if isinstance(place, str) else place[:2]
+            rows = None if offset is None else (offset[1], offset[1] + offset[2])
+            yield f"transformer.{spelled.removesuffix('.weight')}", (weight.removesuffix(".weight"), rows)
 
 
 ARCHITECTURES = (
@@ -95,7 +78,7 @@ ARCHITECTURES = (
         "sdxl",
         "SDXL",
         lambda model: type(model) is comfy.model_base.SDXL,
-        _sdxl_layers,
+        _own_layers,
         block_types=(BasicTransformerBlock, ResBlock),
     ),
     Architecture(
@@ -105,7 +88,7 @@ ARCHITECTURES = (
         "flux",
         "Flux",
         lambda model: type(model) is comfy.model_base.Flux,
-        _flux_layers,
+        _own_layers,
         block_lists=("double_blocks", "single_blocks"),
         in_place=True,
     ),
@@ -123,17 +106,21 @@ def detect(model: Any) -> Architecture:
     raise InputError(f"this model is a {kind}; training knows {known}: give a model of one of these kinds")
 
 
-def targets(patcher: Any) -> dict[str, Target]:
-    """The attention linears of the denoiser by canonical stem, in the order of its modules."""
+def targets(patcher: Any, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
+    """The chosen layers by canonical stem, in the order of the denoiser's modules; InputError when none is left."""
     model = patcher.model
+    architecture = detect(model)
+    places = dict(architecture.layers(model))
     found: dict[str, Target] = {}
-    for stem, (path, rows) in detect(model).layers(model):
+    for stem in kinds_of(places, architecture.name):
+        path, rows = places[stem]
         module = _submodule(model.diffusion_model, path)
-        if module is not None:
+        if hasattr(module, "weight"):  # not those that only some models of the architecture have
             found[stem] = Target(module, rows, _hidden_weight(patcher, f"diffusion_model.{path}.weight"))
     # the host builds its maps from sets of strings, whose order changes from one process to the next
     order = {id(module): index for index, module in enumerate(model.diffusion_model.modules())}
-    return dict(sorted(found.items(), key=lambda item: (order[id(item[1].module)], item[1].rows or (0, 0))))
+    stems = sorted(found, key=lambda stem: (order[id(found[stem].module)], found[stem].rows or (0, 0)))
+    return {stem: found[stem] for stem in choose(kinds_of(stems, architecture.name), layers)}
 
 
 def blocks(model: Any) -> list[nn.Module]:
@@ -217,11 +204,6 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
         return root.get_submodule(path)
     except AttributeError:  # the last block of SD3 has no text output; the host's map lists it all the same
         return None
-
-
-def _is_attention(path: str) -> bool:
-    head, _, tail = path.partition(".attn1." if ".attn1." in path else ".attn2.")
-    return "transformer_blocks" in head and tail in ATTENTION
 
 
 def _kohya(path: str) -> str:

@@ -79,7 +79,7 @@ def _prepare(
     start_hash: str,
 ) -> Run:
     adapter = TriLoRA.create(
-        denoiser.targets(),
+        denoiser.targets(config.adapter.layers),
         config.adapter,
         seed=config.seed,
         data_hash=data_hash(data, prior),

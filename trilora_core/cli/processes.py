@@ -144,7 +144,7 @@ def averaged_gradients(adapter: TriLoRA, crew: Crew) -> Iterator[None]:
 def follow(run: Run) -> None:
     """Train beside the first process, which reports and writes the file."""
     with ExitStack() as stack:
-        stack.enter_context(run.trainable.attach(run.denoiser.targets()))
+        stack.enter_context(run.trainable.attach(run.denoiser.targets(run.config.adapter.layers)))
         if run.config.gradient_checkpointing:
             stack.enter_context(checkpointed(run.denoiser.blocks()))
         for _ in stack.enter_context(closing(train(run))):

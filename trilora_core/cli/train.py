@@ -145,7 +145,11 @@ def prepare(
     """A run of this configuration from its start, on this process's share of the pictures."""
     denoiser = DiffusersDenoiser(pipe)
     adapter = TriLoRA.create(
-        denoiser.targets(), config.adapter, seed=config.seed, data_hash=dataset.content_hash, device=device
+        denoiser.targets(config.adapter.layers),
+        config.adapter,
+        seed=config.seed,
+        data_hash=dataset.content_hash,
+        device=device,
     )
     return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior)
 

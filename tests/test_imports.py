@@ -14,6 +14,7 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 ALONE = ("config", "spectral", "keys", "objective")  # no sibling but errors
 
 EVERYWHERE = {"torch", "safetensors", "PIL", "numpy", "tqdm"}
+OPTIMIZERS = {"bitsandbytes", "lion_pytorch", "prodigyopt", "schedulefree"}
 PIPELINES = {"diffusers", "transformers", "accelerate", "huggingface_hub"}
 HOST = {"comfy", "comfy_execution", "folder_paths", "server", "nodes", "execution", "node_helpers", "latent_preview"}
 
@@ -52,7 +53,8 @@ def allowed(path: Path) -> set[str]:
     name = relative(path).removeprefix("trilora_core/")
     if name.startswith(("backend_diffusers", "cli/", "demo/")):
         return EVERYWHERE | PIPELINES | {"tomli"}
-    return EVERYWHERE | {"plots.py": {"matplotlib"}, "evaluate.py": {"torchmetrics"}}.get(name, set())
+    own = {"plots.py": {"matplotlib"}, "evaluate.py": {"torchmetrics"}, "optim.py": OPTIMIZERS}
+    return EVERYWHERE | own.get(name, set())
 
 
 def test_the_walk_sees_what_it_must() -> None:

@@ -55,7 +55,7 @@ def test_the_registry_accepts_the_name(project):
 
 
 def test_extras_exist(project):
-    assert set(project["project"]["optional-dependencies"]) == {"standalone", "eval", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == {"standalone", "eval", "optimizers", "dev"}
 
 
 def test_every_extra_but_metrics_has_a_tested_version(project):

@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .atomic import check_writable
-from .checkpoint import load_state, remove_state, save_state, state_path
+from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
+from .data.dataset import Dataset
 from .errors import InputError
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
 from .metadata import training_metadata
+from .milestones import History, Listeners, Milestones, best_path, step_path
+from .monitor import Measure, Monitor, as_saved, best_measure
 from .recompute import checkpointed
-from .train import Run, Step, TrainingDiverged, train
+from .runlog import RunLog, run_facts
+from .train import Previewer, Run, Step, TrainingDiverged, train
 
-__all__ = ["Outcome", "adapter_hash", "find_finished", "stopped_path", "train_to_file"]
+__all__ = ["Listeners", "Outcome", "adapter_hash", "find_finished", "stopped_path", "train_to_file"]
+
+
+_NOBODY = Listeners()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: the file, the adapter as read back from it, the loss of every step."""
+    """What a run left: the file, the adapter as read back from it, the loss of every step.
+
+    `ended` says why it ended: "steps" (all were done), "validation" (no better value for as long as it was to wait: a
+    finished run too, since that is what was asked for) or "stop" (someone asked to stop and keep).
+    """
 
     path: Path
     adapter: Adapter
     losses: list[float]
     steps_done: int
     finished: bool
+    ended: str = "steps"
+    measures: tuple[Measure, ...] = ()
+    best: Path | None = None  # the adapter of the best measure, if it was to be kept
+    kept: tuple[Path, ...] = ()  # adapters by step
+
+    @property
+    def note(self) -> str:
+        """What else the user should know, in a sentence or two; "" for a run that did all its steps."""
+        best = best_measure(self.measures)
+        told = []
+        if self.ended == "validation" and best:
+            told.append(
+                f"Ended after step {self.steps_done}: the validation loss was best at step {best.step}"
+                f" ({best.validation:.4f}) and has not been better since."
+            )
+        if self.best and best:
+            told.append(f"The adapter of step {best.step}, the best by validation, is {self.best}.")
+        return " ".join(told)
 
 
 def stopped_path(output: Path, step: int) -> Path:
@@ -61,7 +94,8 @@ def find_finished(output: Path, fingerprint: str) -> Outcome | None:
         return None
     steps = int(metadata["ss_steps"])
     losses = [float(value) for value in metadata.get("trilora.losses", "").split()]
-    return Outcome(output, read_adapter(output), losses, steps, True)
+    told = json.loads(metadata.get("trilora.history", "{}"))
+    return _outcome(output, output, History.load(told), losses, steps, metadata.get("trilora.ended", "steps"))
 
 
 def train_to_file(
@@ -74,40 +108,122 @@ def train_to_file(
     dtype: torch.dtype = torch.float16,
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
     on_stopped: Callable[[Path], None] = lambda path: None,
+    held_out: Dataset | None = None,
+    previewer: Previewer | None = None,
+    listeners: Listeners = _NOBODY,
 ) -> Outcome:
     """Train `run` to its end and write the adapter to `output`.
 
     `on_step` hears of every step and may raise one of `interrupts`: what was trained so far is then written under the
     name of `stopped_path`, with a state to resume from beside it, and the exception goes on. The same holds for a run
-    that diverges; `on_stopped` hears where the file is. Raises InputError when the file cannot be written, before
-    anything is trained.
+    that diverges; `on_stopped` hears where the file is. `held_out` is what `monitor.split` held out of the run's
+    pictures, `previewer` draws with the run's model. Beside the adapter lies the log of the run, and whatever else
+    `run.config.monitor` asks for. Raises InputError when the file cannot be written or something is missing that the
+    options need, before anything is trained.
     """
     check_writable(output.parent)
+    _check_watch(run, held_out, previewer)
+    remove_leftovers(output)
     state, denoiser = state_path(output), run.denoiser
-    if resume and state.is_file():
-        load_state(state, run)
-    started = time.time()
-    keep = _Keeper(run, output, dict(metadata), dtype, started, on_stopped)
+    history = History.load(load_state(state, run) if resume and state.is_file() else {})
+    monitor = None if held_out is None else Monitor(run, held_out)  # asks the base, so before the adapter is attached
+    with RunLog(output, run.step) as log:
+        log.write("start", run.step, run_facts(run, output, held_out))
+        keep = _Keeper(run, output, dict(metadata), dtype, time.time(), on_stopped, history, log)
+        way = Milestones(run, output, history, log, keep.on_the_way, monitor, previewer, listeners)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(run.trainable.attach(denoiser.targets(run.config.adapter.layers)))
+                if run.config.gradient_checkpointing:
+                    stack.enter_context(checkpointed(denoiser.blocks(), in_place_safe=denoiser.in_place_safe))
+                way.reach()  # the start, or what an interrupt kept the resumed step from
+                for step in stack.enter_context(closing(_steps(run, way, log))):
+                    way.reach()
+                    if way.saves:
+                        keep.save_state()
+                    on_step(step)
+                if run.step == run.config.steps or way.exhausted:
+                    way.reach(last=True)
+        except interrupts:
+            keep.stopped("interrupt")
+            raise
+        except TrainingDiverged as error:
+            path = keep.stopped("diverged")
+            raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error)) from error
+        if run.step < run.config.steps and not way.exhausted:
+            return keep.outcome(keep.stopped("stop"), "stop")
+        return keep.finished("validation" if run.step < run.config.steps else "steps")
+
+
+def _check_watch(run: Run, held_out: Dataset | None, previewer: Previewer | None) -> None:
+    """Raise InputError for options that would silently do nothing."""
+    monitor = run.config.monitor
+    if monitor.validation_share and held_out is None:
+        raise InputError("monitor.validation_share is set, but no pictures were held out; set it to 0")
+    if monitor.preview_every and previewer is None:
+        raise InputError("monitor.preview_every is set, but there is nothing here to draw with; set it to 0")
+    if monitor.keep_adapters and not run.config.save_every:
+        raise InputError("monitor.keep_adapters is set, but save_every is 0; say after how many steps to keep one")
+
+
+def _steps(run: Run, way: Milestones, log: RunLog) -> Generator[Step, None, None]:
+    """The steps of a run that goes on, each logged; Ctrl-C waits until a step is whole."""
+    with closing(train(run)) as steps:
+        while not way.exhausted:
+            with _whole():
+                step = next(steps, None)
+                if step is None:
+                    return
+                log.write("step", step.step, _facts(step))
+            yield step
+
+
+def _facts(step: Step) -> dict[str, Any]:
+    names = ("loss", "learning_rate", "grad_norm", "seconds")
+    return {name: getattr(step, name) for name in names} | ({"dropped": step.dropped} if step.dropped else {})
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, so that parameters, optimizer and counters fit together.
+
+    A second Ctrl-C does not wait. Where signals are not Python's own (other threads, hosts with handlers of theirs)
+    nothing is changed.
+    """
+    caught: list[int] = []
+
+    def wait(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, wait)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(run.trainable.attach(denoiser.targets(run.config.adapter.layers)))
-            if run.config.gradient_checkpointing:
-                stack.enter_context(checkpointed(denoiser.blocks(), in_place_safe=denoiser.in_place_safe))
-            for step in stack.enter_context(closing(train(run))):
-                if run.config.save_every and step.step % run.config.save_every == 0 and step.step < step.steps:
-                    save_state(state, run)
-                on_step(step)
-    except interrupts:
-        keep.stopped(state)
-        raise
-    except TrainingDiverged as error:
-        path = keep.stopped(None)
-        raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error)) from error
-    if run.step < run.config.steps:
-        return keep.outcome(keep.stopped(state), finished=False)
-    keep.write(output, finished=True)
-    remove_state(state)
-    return keep.outcome(output, finished=True)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _outcome(path: Path, output: Path, history: History, losses: list[float], steps: int, ended: str) -> Outcome:
+    """What lies at `path`, as a reader of the file would get it, and what the run to `output` left beside it."""
+    kept = (step_path(output, step) for step in history.adapters)
+    return Outcome(
+        path=path,
+        adapter=read_adapter(path),
+        losses=losses,
+        steps_done=steps,
+        finished=ended != "stop",
+        ended=ended,
+        measures=tuple(history.measures),
+        best=best_path(output) if history.best and best_path(output).is_file() else None,
+        kept=tuple(file for file in kept if file.is_file()),
+    )
 
 
 @dataclass
@@ -120,26 +236,54 @@ class _Keeper:
     dtype: torch.dtype
     started: float
     on_stopped: Callable[[Path], None]
+    history: History
+    log: RunLog
 
-    def stopped(self, state: Path | None) -> Path | None:
-        """Save the adapter, and a state where one is wanted, of a run that ends early; None if nothing was learned."""
+    def save_state(self) -> None:
+        """Save what a resumed run needs; the log first, which is cut back to the state's step then."""
+        self.log.flush()
+        save_state(state_path(self.output), self.run, self.history.values())
+
+    def on_the_way(self, path: Path, kept: str) -> None:
+        """Write the adapter of a run that goes on, as "best" or "step"."""
+        self._write(path, {"trilora.kept": kept}, finished=False)
+
+    def stopped(self, why: str) -> Path | None:
+        """Save the adapter of a run that ends early, and a state if it may go on; None if nothing was learned."""
         if self.run.step == 0:
+            self.log.write("end", 0, {"ended": why, "file": None})
             return None
-        if state is not None:
-            save_state(state, self.run)
+        if why != "diverged":
+            self.save_state()
         path = stopped_path(self.output, self.run.step)
-        self.write(path, finished=False)
+        self._write(path, {"trilora.ended": why}, finished=False)
+        self.log.write("end", self.run.step, {"ended": why, "file": str(path)})
         self.on_stopped(path)
         return path
 
-    def write(self, path: Path, *, finished: bool) -> None:
-        """Write the adapter with the metadata of this run."""
-        extra = training_metadata(self.run, started=self.started, finished=finished, name=path.stem)
-        adapter = Adapter(self.run.trainable.canonical(), extra | self.metadata)
-        write_adapter(path, adapter, dtype=self.dtype)
+    def finished(self, why: str) -> Outcome:
+        """Write the adapter of a run that did what was asked for, and clear its state away unless that is to stay."""
+        self._write(self.output, {"trilora.ended": why}, finished=True)
+        if self.run.config.monitor.keep_state:
+            self.save_state()
+        else:
+            remove_state(state_path(self.output))
+        self.log.write("end", self.run.step, {"ended": why, "file": str(self.output)})
+        return self.outcome(self.output, why)
 
-    def outcome(self, path: Path | None, *, finished: bool) -> Outcome:
+    def outcome(self, path: Path | None, why: str) -> Outcome:
         """The result as a reader of the file would get it."""
         if path is None:
             raise InputError("the run was stopped before its first step; nothing was trained and no file was written")
-        return Outcome(path, read_adapter(path), list(self.run.losses), self.run.step, finished)
+        return _outcome(path, self.output, self.history, list(self.run.losses), self.run.step, why)
+
+    def _write(self, path: Path, more: Mapping[str, str], *, finished: bool) -> None:
+        """Write the adapter that is to be saved now with the metadata of this run."""
+        if self.history.measures or self.history.adapters:
+            more = {**more, "trilora.history": json.dumps(self.history.values())}
+        extra = training_metadata(self.run, started=self.started, finished=finished, name=path.stem)
+        with as_saved(self.run):
+            layers = self.run.trainable.canonical()
+        write_adapter(path, Adapter(layers, {**extra, **more, **self.metadata}), dtype=self.dtype)
+        what = more.get("trilora.kept") or "result"
+        self.log.write("file", self.run.step, {"path": str(path), "what": what})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -17,10 +17,11 @@ from .adapter import Target, TriLoRA
 from .batches import Line, Row, masks_of, of_one_shape
 from .config import LayerConfig, TrainConfig, to_json
 from .data.dataset import Dataset, Encoder
+from .ema import Result
 from .fileformat import Adapter
 from .layers import DEFAULT
-from .objective import mse_per_sample
-from .optim import make_optimizer, rate_at
+from .objective import min_snr_weights, mse_per_sample
+from .optim import check_optimizer, load_optimizer_state, make_optimizer, optimizer_state, rate_at, set_rate
 
 __all__ = [
     "Denoiser",
@@ -63,11 +64,11 @@ class Denoiser(Protocol):
         ...
 
     def times(self, u: Tensor) -> Tensor:
-        """Draws u in [0, 1), (B,) -> the model's own times or sigmas, (B,)."""
+        """Draws u in [0, 1], (B,) -> the model's own times or sigmas, (B,); u = 1 is the most noise."""
         ...
 
     def snr(self, times: Tensor) -> Tensor:
-        """Signal-to-noise ratio at the model's times, (B,) -> (B,)."""
+        """Signal-to-noise ratio (signal / noise)² at the model's times, (B,) -> (B,); 0 at pure noise."""
         ...
 
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -116,16 +117,19 @@ class Run:
         self.denoiser = denoiser
         self.dataset = dataset
         self.prior = prior
-        self._lines = [Line(dataset, config.seed, config.batch_size, 1.0, "order")]
+        self._lines = [Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)]
         if prior is not None:
-            self._lines.append(Line(prior, config.seed, config.prior_batch_size, config.prior_weight, "prior"))
+            self._lines.append(
+                Line(prior, config.seed, config.prior_batch_size, config.prior_weight, "prior", config.loss)
+            )
         self.trainable = adapter
+        check_optimizer(config.optimizer, config.ema)
         self.optimizer = make_optimizer(adapter, config.optimizer)
+        self._result = Result(adapter.trainable(), self.optimizer, config.ema)
         self.step = 0
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
         self._bad = 0
-        self._good = [parameter.detach().clone() for parameter in adapter.trainable()]
         self._stop = False
         self._device = adapter.trainable()[0].device
         half = _PRECISION.get(config.precision, denoiser.compute_dtype) is torch.float16
@@ -141,9 +145,40 @@ class Run:
         """Whether someone asked the loop to end."""
         return self._stop
 
+    @property
+    def device(self) -> torch.device:
+        """Where the adapter is, and the model computes."""
+        return self._device
+
+    def shapes(self, batch: int) -> list[Hashable]:
+        """The shape of each picture of batch number `batch` (from 0), prior pictures included."""
+        return [shape for line in self._lines for shape in line.shapes(batch)]
+
+    def rehearse(self, batch: int, *, accumulated: bool = False) -> None:
+        """Forward and backward of batch number `batch` (from 0), whose result is thrown away.
+
+        `accumulated`: gradients of other batches are there already, as they are from the second one of a step on.
+        """
+        try:
+            if accumulated:
+                for parameter in self.trainable.trainable():
+                    parameter.grad = torch.zeros_like(parameter)
+            self._backward(batch - self.step * self.config.optimizer.accumulation)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
     def adapter(self) -> Adapter:
-        """The adapter as it is now, in canonical form, without metadata."""
-        return Adapter(self.trainable.canonical(), {})
+        """The adapter as it would be saved now, in canonical form, without metadata."""
+        with self.as_saved():
+            return Adapter(self.trainable.canonical(), {})
+
+    def as_saved(self) -> AbstractContextManager[None]:
+        """Inside, the parameters are what would be saved: their mean with EMA or schedule-free, else as they are.
+
+        Every exit gives training its own parameters back, bit for bit. It may be nested; steps and `state` are for
+        outside.
+        """
+        return self._result.shown()
 
     def fingerprint(self, *, with_steps: bool = True) -> str:
         """The hash of `run_fingerprint` for this run."""
@@ -152,11 +187,14 @@ class Run:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and values that JSON can hold."""
-        tensors = {f"parameter.{name}": p.detach() for name, p in self.trainable.named_parameters()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors, updates = self._result.state()
+        moments, numbers = optimizer_state(self.optimizer)
+        tensors |= {f"parameter.{name}": p.detach() for name, p in self.trainable.named_parameters()}
+        tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
         values = {
             "step": self.step,
+            "optimizer": numbers,
+            "ema": updates,
             "losses": [loss if math.isfinite(loss) else None for loss in self.losses],
             "bad": self._bad,
             "scaler": self.scaler.state_dict(),
@@ -170,12 +208,10 @@ class Run:
         """Go on from what `state` returned; the caller has compared the fingerprints."""
         for name, parameter in self.trainable.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                state.setdefault(int(index), {})[name] = tensor.clone()
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self._result.load_state(tensors, values["ema"])
+        prefix = "optimizer."
+        moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        load_optimizer_state(self.optimizer, moments, values["optimizer"])
         self.step = values["step"]
         self.losses = [math.nan if loss is None else loss for loss in values["losses"]]
         self._bad = values["bad"]
@@ -185,22 +221,23 @@ class Run:
     def advance(self) -> Step:
         """Do one optimizer step and say how it went; raises TrainingDiverged at the third bad one in a row."""
         started = time.perf_counter()
-        rate = rate_at(self.config.optimizer, self.step, self.config.steps)
+        rate = set_rate(self.optimizer, rate_at(self.config.optimizer, self.step, self.config.steps))
         total = sum(self._backward(micro) for micro in range(self.config.optimizer.accumulation))
+        if self.config.loss.orthogonality:
+            self._backward_penalty()
         loss, norm = self._clip(total)
         self.step += 1
         dropped = _why_drop(loss, norm)
         if not dropped:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self._keep_good()
+            self._result.keep()  # what the step makes of the parameters is not yet proven
             self.scaler.step(self.optimizer)
+            self._result.stepped()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(loss)
         self._bad = self._bad + 1 if dropped else 0
         if self._bad >= _BAD_STEPS:
-            self._go_back()
+            self._result.go_back()
             raise TrainingDiverged(_diverged(self.step, dropped))
         return Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
 
@@ -209,11 +246,18 @@ class Run:
         step = self.step * self.config.optimizer.accumulation + micro
         rows = [row for line in self._lines for row in line.batch(step)]
         total = torch.zeros((), device=self._device)
-        for group in of_one_shape(rows):
-            loss = self._loss(group) / self.config.optimizer.accumulation
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
+        with self.trainable.rank_dropout(self.config.seed, step):
+            for group in of_one_shape(rows):
+                loss = self._loss(group) / self.config.optimizer.accumulation
+                self.scaler.scale(loss).backward()
+                total += loss.detach()
         return total
+
+    def _backward_penalty(self) -> None:
+        """Add the gradient of the penalty on U and V, once for each optimizer step; the loss reported is without it."""
+        penalty = self.config.loss.orthogonality * self.trainable.orthogonality()
+        if penalty.requires_grad:  # not where up and down are both held
+            self.scaler.scale(penalty).backward()
 
     def _loss(self, rows: Sequence[Row]) -> Tensor:
         """The weighted sum of the losses of samples of one shape, in one forward."""
@@ -222,10 +266,22 @@ class Run:
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with self._autocast():
             prediction, target = self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
-        weights = torch.tensor([row.weight for row in rows])
+        weights = torch.tensor([row.weight for row in rows]).to(self._device)
+        if self.config.loss.min_snr_gamma:
+            snr, kind = self.denoiser.snr(times), self.denoiser.prediction_type
+            weights = weights * min_snr_weights(snr, self.config.loss.min_snr_gamma, kind).to(self._device)
         mask = masks_of([row.sample for row in rows])
         losses = mse_per_sample(prediction, target, None if mask is None else mask.to(self._device))
-        return losses @ weights.to(self._device)
+        return losses @ weights
+
+    @torch.no_grad()
+    def predict(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Prediction and regression target for samples of one shape, (B, C, h, w), as training computes them."""
+        clean = torch.stack([row.sample.latents for row in rows]).to(self._device)
+        noise = torch.stack([row.noise for row in rows]).to(self._device)
+        times = self.denoiser.times(torch.cat([row.u for row in rows]))
+        with self._autocast():
+            return self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
 
     def _clip(self, loss: Tensor | int) -> tuple[float, float]:
         """Clip the gradients; the loss and their norm before it, in the one synchronisation of a step."""
@@ -234,15 +290,6 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.trainable.trainable(), limit)
         values: list[float] = torch.stack([torch.as_tensor(loss).float(), norm.float()]).tolist()
         return values[0], values[1]
-
-    @torch.no_grad()
-    def _keep_good(self) -> None:
-        """Remember the parameters that a finite loss was computed with: what a step makes of them is not yet proven."""
-        torch._foreach_copy_(self._good, list[Tensor](self.trainable.trainable()))
-
-    @torch.no_grad()
-    def _go_back(self) -> None:
-        torch._foreach_copy_(list[Tensor](self.trainable.trainable()), self._good)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "auto":

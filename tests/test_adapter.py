@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from tests.toy import WIDTH, ToyDenoiser
 from trilora_core.adapter import SIGMA_INITS, Target, TriLoRA, derive_seed
 from trilora_core.config import AdapterConfig
 from trilora_core.errors import InputError
 from trilora_core.fileformat import Layer
+from trilora_core.recompute import checkpointed
 from trilora_core.spectral import SVD, canonical
 
 
@@ -207,3 +211,103 @@ def test_half_precision_bases_train_in_their_own_dtype(dtype):
         out = module(torch.ones(1, 8, dtype=dtype))
     out.float().sum().backward()
     assert out.dtype is dtype and adapter.branches["a"].up.grad.dtype is torch.float32
+
+
+def masks(adapter: TriLoRA, seed: int = 0, number: int = 0) -> dict[str, torch.Tensor]:
+    with adapter.rank_dropout(seed, number):
+        return {stem: branch.mask.clone() for stem, branch in adapter.branches.items()}
+
+
+def test_rank_dropout_depends_on_seed_and_number_alone():
+    targets = {str(i): Target(nn.Linear(64, 64)) for i in range(20)}
+    adapter, other = make(targets, rank=32, rank_dropout=0.25), make(targets, rank=32, seed=7, rank_dropout=0.25)
+    first, again = torch.cat(list(masks(adapter).values())), torch.cat(list(masks(other).values()))
+    assert torch.equal(first, again) and first.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert abs((first == 0).float().mean() - 0.25) < 0.05
+    for seed, number in ((1, 0), (0, 1)):
+        assert not torch.equal(first, torch.cat(list(masks(adapter, seed, number).values())))
+
+
+def test_rank_dropout_ends_with_its_context_and_never_reaches_the_file():
+    targets = {"a": Target(nn.Linear(12, 10))}
+    adapter = make(targets, rank=4, rank_dropout=0.5)
+    randomise(adapter)
+    whole = dense(adapter.canonical()["a"])
+    with pytest.raises(KeyError), adapter.rank_dropout(0, 0):
+        assert adapter.branches["a"].mask is not None
+        assert torch.equal(dense(adapter.canonical()["a"]), whole)
+        raise KeyError
+    assert adapter.branches["a"].mask is None
+
+
+def test_without_rank_dropout_no_mask_is_drawn():
+    adapter = make({"a": Target(nn.Linear(12, 10))}, rank=4)
+    with adapter.rank_dropout(0, 0):
+        assert adapter.branches["a"].mask is None
+
+
+def masked_weights(adapter: TriLoRA, targets, drawn) -> tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]:
+    """Dense changed weights, with the mask of every direction folded in, and the factors that they come from."""
+    weights, leaves = {}, {}
+    for stem, branch in adapter.branches.items():
+        up, sigma, down = (p.detach().clone().requires_grad_() for p in (branch.up, branch.sigma, branch.down))
+        companions = torch.ones(down.shape[0] - len(sigma))
+        gain = torch.cat([branch.scale * sigma, companions]) * drawn[stem]
+        weights[stem] = up @ torch.diag(gain) @ down
+        leaves[stem] = [up, sigma, down]
+    return weights, leaves
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("companion", [0, 2])
+def test_gradients_under_rank_dropout_equal_those_of_dense_masked_weights(recomputed, companion):
+    """Linear, fused rows and convolution; checkpointed too, whose second forward must see the same mask."""
+    denoiser = ToyDenoiser()
+    targets = denoiser.targets()
+    adapter = make(targets, rank=4, companion_rank=companion, alpha=2.0, rank_dropout=0.4)
+    randomise(adapter)
+    drawn = masks(adapter, 3, 5)
+    x, noise, cond = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), [torch.randn(3, WIDTH) for _ in range(2)]
+    times = torch.tensor([0.3, 0.6])
+    kept = checkpointed(denoiser.blocks()) if recomputed else nullcontext()
+    with adapter.attach(targets), adapter.rank_dropout(3, 5), kept:
+        loss = denoiser.predict(x, noise, times, cond)[0].square().sum()
+        loss.backward()
+
+    weights, leaves = masked_weights(adapter, targets, drawn)
+    changed = {}
+    for stem, target in targets.items():
+        full = changed.get(id(target.module), (target.module, target.module.weight))[1]
+        first, last = target.rows or (0, full.shape[0])
+        part = full[first:last] + weights[stem].view_as(full[first:last])
+        changed[id(target.module)] = (target.module, torch.cat([full[:first], part, full[last:]]))
+    names = {id(module): name for name, module in denoiser.model.named_modules()}
+    swapped = {f"{names[key]}.weight": weight for key, (_, weight) in changed.items()}
+    t = times.view(-1, 1, 1, 1)
+    out = functional_call(denoiser.model, swapped, ((1 - t) * x + t * noise, times, torch.stack(cond)))
+    reference = out.square().sum()
+    reference.backward()
+
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    for stem, branch in adapter.branches.items():
+        for ours, wanted in zip((branch.up, branch.sigma, branch.down), leaves[stem], strict=True):
+            assert torch.allclose(ours.grad, wanted.grad, rtol=1e-3, atol=1e-4 * wanted.grad.abs().max())
+        left_out = drawn[stem] == 0
+        assert not branch.down.grad[left_out].any() and not branch.up.grad[:, left_out].any()
+    assert any((mask == 0).any() for mask in drawn.values())
+
+
+def test_orthogonality_is_the_mean_over_layers_and_starts_without_up():
+    targets = {"a": Target(nn.Linear(9, 8)), "b": Target(nn.Linear(9, 8)), "c": Target(nn.Conv2d(3, 6, 3))}
+    adapter = make(targets, rank=3, companion_rank=1)
+    start = adapter.orthogonality()
+    start.backward()
+    assert all(branch.up.grad is None or not branch.up.grad.any() for branch in adapter.branches.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in adapter.trainable())
+    randomise(adapter)
+    wanted = 0.0
+    for branch in adapter.branches.values():
+        for factor in (branch.up.detach().double().T, branch.down.detach().double()):
+            rows = factor / factor.norm(dim=1, keepdim=True)
+            wanted += (rows @ rows.T - torch.eye(4).double()).square().sum().item() / 3
+    assert adapter.orthogonality().item() == pytest.approx(wanted, rel=1e-5)

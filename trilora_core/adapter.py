@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from . import spectral
 from .config import AdapterConfig, parse_rank
 from .errors import InputError
 from .fileformat import Layer
+from .objective import orthogonality
 
 __all__ = ["SIGMA_INITS", "Branch", "Target", "TriLoRA", "derive_seed"]
 
@@ -60,18 +61,21 @@ class Branch:
     down: nn.Parameter
     scale: float
     kernel: tuple[int, ...] = ()
+    mask: Tensor | None = field(default=None, repr=False)  # (k,) inside TriLoRA.rank_dropout
 
-    def gained_down(self) -> Tensor:
-        """diag(scale · Σ) · down, (k, in): folding Σ into the small factor costs r·in instead of tokens·r."""
+    def gained_down(self, mask: Tensor | None = None) -> Tensor:
+        """diag(scale · Σ · mask) · down, (k, in): folding Σ into the small factor costs r·in instead of tokens·r."""
         gain = self.sigma * self.scale
         extra = self.down.shape[0] - gain.shape[0]
         if extra:
             gain = torch.cat([gain, gain.new_ones(extra)])
+        if mask is not None:
+            gain = gain * mask
         return self.down * gain.unsqueeze(1)
 
     def delta(self, module: nn.Module, x: Tensor) -> Tensor:
         """The layer's change of output for its input x; (…, out) or (B, out, …) as the layer's own."""
-        down, up = self.gained_down().to(x.dtype), self.up.to(x.dtype)
+        down, up = self.gained_down(self.mask).to(x.dtype), self.up.to(x.dtype)
         if not self.kernel:
             return F.linear(F.linear(x, down), up)
         conv: Any = module
@@ -174,6 +178,33 @@ class TriLoRA:
             for module, hook in hooks:
                 stack.callback(module.register_forward_hook(hook).remove)
             yield
+
+    @contextmanager
+    def rank_dropout(self, seed: int, number: int) -> Iterator[None]:
+        """Leave each direction out with the probability p of the options in what runs inside; the others weigh 1/(1-p).
+
+        Which ones depends on (seed, number) alone. The backward pass belongs inside too: checkpointing computes the
+        forward again there. `canonical` sees no mask. Directions are the units of dropout (Srivastava et al. 2014).
+        """
+        share = self.config.rank_dropout
+        if not share:
+            yield
+            return
+        generator = torch.Generator().manual_seed(derive_seed(seed, "rank dropout", number))
+        branches = list(self.branches.values())
+        try:
+            for branch, mask in zip(branches, _drawn_masks(branches, share, generator), strict=True):
+                branch.mask = mask
+            yield
+        finally:
+            for branch in branches:
+                branch.mask = None
+
+    def orthogonality(self) -> Tensor:
+        """Mean over layers of ‖UᵀU - I‖² + ‖VVᵀ - I‖² of up's columns and down's rows at unit length, a scalar."""
+        branches = self.branches.values()
+        factors = [factor for branch in branches for factor in (branch.up.T, branch.down)]
+        return orthogonality(factors) / len(branches)
 
     @torch.no_grad()
     def canonical(self) -> dict[str, Layer]:
@@ -325,6 +356,15 @@ def _rows_hook(parts: list[RowBranch]) -> Hook:
         return output + torch.cat(pieces, dim=-1)
 
     return hook
+
+
+def _drawn_masks(branches: Sequence[Branch], share: float, generator: torch.Generator) -> list[Tensor]:
+    """One mask (k,) for each branch: drawn together on the CPU, moved to each device once, without waiting for it."""
+    sizes = [branch.down.shape[0] for branch in branches]
+    kept = (torch.rand(sum(sizes), generator=generator) >= share) / (1 - share)
+    devices = [branch.down.device for branch in branches]
+    parts = {d: kept.to(d, non_blocking=d.type == "cuda").split(sizes) for d in dict.fromkeys(devices)}
+    return [parts[device][index] for index, device in enumerate(devices)]
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .adapter import derive_seed
+from .config import LossConfig
 from .data.dataset import Dataset, Sample
 from .data.sampler import Order
-from .objective import draw_uniform
+from .objective import DRAWS
 
 __all__ = ["Line", "Row", "masks_of", "of_one_shape"]
+
+_PLAIN = LossConfig()
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,11 @@ class Row:
 class Line:
     """The endless line of looks at one data set; those of a batch weigh `weight` together."""
 
-    def __init__(self, data: Dataset, seed: int, batch_size: int, weight: float, domain: str) -> None:
-        self._data, self._seed, self._domain = data, seed, domain
+    def __init__(
+        self, data: Dataset, seed: int, batch_size: int, weight: float, domain: str, loss: LossConfig = _PLAIN
+    ) -> None:
+        """`loss` says how times are drawn and whether noise has an offset; without it: uniformly, without."""
+        self._data, self._seed, self._domain, self._loss = data, seed, domain, loss
         self._weight = weight / batch_size
         shapes, repeats = [item.shape for item in data.items], [item.repeats for item in data.items]
         most = data.config.max_train_samples
@@ -41,11 +47,18 @@ class Line:
         """Batch number `step` (from 0)."""
         return [self._row(draw.index, draw.place) for draw in self._order.batch(step)]
 
+    def shapes(self, step: int) -> list[Hashable]:
+        """The shape of each picture of batch number `step`, as the data set has it; nothing is loaded for it."""
+        return [self._data.items[draw.index].shape for draw in self._order.batch(step)]
+
     def _row(self, index: int, place: int) -> Row:
         sample = self._data.sample(index, random.Random(f"trilora {self._domain} sample {self._seed} {place}"))
         generator = torch.Generator().manual_seed(derive_seed(self._seed, f"{self._domain} noise", place))
         noise = torch.randn(sample.latents.shape, generator=generator)
-        return Row(sample, noise, draw_uniform(1, generator), self._weight)
+        u = DRAWS[self._loss.timesteps](1, generator, self._loss)
+        if self._loss.noise_offset:  # drawn last, so that without it all else is drawn as it was (Guttenberg 2023)
+            noise += self._loss.noise_offset * torch.randn(len(noise), 1, 1, generator=generator)
+        return Row(sample, noise, u, self._weight)
 
 
 def of_one_shape(rows: Sequence[Row]) -> list[list[Row]]:

@@ -1,0 +1,383 @@
+"""What a run will need of the device's memory, measured on a step that changes nothing, and what to do without it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from .adapter import TriLoRA
+from .config import OptimizerConfig
+from .errors import InputError
+from .recompute import checkpointed
+from .train import Run
+
+__all__ = ["OUT_OF_MEMORY", "Estimate", "estimate", "free_memory", "make_room", "out_of_memory", "preflight", "spilled"]
+
+OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""What torch raises on an accelerator that is full. A computer whose own memory is full ends the process instead."""
+
+_MOST_BATCHES = 10_000  # that are looked through for the largest one
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a run takes on its device at the peak of its largest batch."""
+
+    rows: int  # pictures of the largest forward
+    shape: tuple[int, ...]  # of each of them, as the data set has it: (width, height) in pixels, or of the latents
+    model: int  # frozen tensors that the forward reads, in the formats they have
+    parameters: int  # of the adapter
+    gradients: int
+    optimizer: int
+    copies: int  # of the adapter: the last good one, and the mean of ema
+    activations: int  # at the peak, temporaries included
+    ahead: int  # the part of the total that is not allocated yet
+    free: int | None  # on the device, None where nobody knows
+    single: int  # bytes of the model in float32, which half formats would halve
+    checkpointing: bool
+    seconds: float  # that the measure took
+    recomputed: int | None = None  # activations with gradient checkpointing, where that was measured too
+
+    @property
+    def total(self) -> int:
+        """All of it, the model included."""
+        return self.model + self.adapter + self.activations
+
+    @property
+    def adapter(self) -> int:
+        """The adapter with all that its training needs."""
+        return self.parameters + self.gradients + self.optimizer + self.copies
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is not allocated yet is free; True where nobody knows."""
+        return self.free is None or self.ahead <= self.free
+
+    def text(self) -> str:
+        """One line: the total, its parts, and what of it is still to come beside what is free."""
+        free = "" if self.free is None else f", {gib(self.free)} are free"
+        return (
+            f"about {gib(self.total)} at the peak (model {gib(self.model)}, adapter with optimizer {gib(self.adapter)},"
+            f" activations {gib(self.activations)} for {_rows(self.rows, self.shape)});"
+            f" {gib(self.ahead)} of it still to come{free}"
+        )
+
+    def lines(self) -> list[str]:
+        """What to show before a run: the text, and a warning with advice where it does not fit."""
+        if self.fits:
+            return [self.text()]
+        warning = "this may not fit; what makes it smaller, the most first:"
+        return [self.text(), warning, *self.advice()]
+
+    def advice(self) -> list[str]:
+        """What to change, in the order of its effect; savings are estimates."""
+        return [
+            f"{what}: about {gib(saving)} less" for saving, what in sorted(self._savings(), reverse=True) if saving > 0
+        ]
+
+    def _savings(self) -> Iterator[tuple[int, str]]:
+        """Activations are taken as proportional to pictures and pixels, as they are in fused attention."""
+        if not self.checkpointing and self.recomputed is not None:
+            yield self.activations - self.recomputed, "gradient_checkpointing on, for about a third more time"
+        if self.rows > 1:
+            fewer = self.rows // 2
+            what = f"batch_size {fewer} with twice the accumulation" if self.rows % 2 == 0 else f"batch_size {fewer}"
+            yield self.activations * (self.rows - fewer) // self.rows, what
+        yield self.activations * 7 // 16, "three quarters of the resolution"
+        yield self.adapter // 2, "half the rank"
+        yield self.single // 2, "the base model in fp16 or bf16"
+
+
+def preflight(run: Run) -> Estimate:
+    """Measure before a run that is not attached yet; where it does not fit, measure gradient checkpointing too.
+
+    Raises InputError when not even one batch fits.
+    """
+    try:
+        found = estimate(run)
+    except OUT_OF_MEMORY as error:
+        make_room(run, error)
+        raise InputError(out_of_memory(run)) from None  # its frames would hold what there is no room for
+    if found.fits or found.checkpointing:
+        return found
+    try:
+        return replace(found, recomputed=estimate(run, checkpointing=True).activations)
+    except OUT_OF_MEMORY as error:
+        make_room(run, error)
+        return found
+
+
+def estimate(run: Run, *, checkpointing: bool | None = None) -> Estimate:
+    """Do forward and backward of the run's largest batch once and see what they take; the run stays as it was.
+
+    `checkpointing` overrules the run's own choice. Batches that cannot be told apart by their shapes, conditioning of
+    unlike length for instance, count as alike.
+    """
+    device, recompute = run.device, run.config.gradient_checkpointing if checkpointing is None else checkpointing
+    batch, rows, shape, apart = _largest(run)
+    params = run.trainable.trainable()
+    gradients = sum(parameter.nbytes for parameter in params)
+    free, started = free_memory(device), time.perf_counter()
+    accumulated = apart or run.config.optimizer.accumulation > 1
+    with ExitStack() as stack:
+        stack.enter_context(_same_randomness(device))
+        stack.enter_context(run.trainable.attach(run.denoiser.targets(run.config.adapter.layers)))
+        if recompute:
+            stack.enter_context(checkpointed(run.denoiser.blocks(), in_place_safe=run.denoiser.in_place_safe))
+        meter = _Meter(device, params)
+        with meter:
+            run.rehearse(batch, accumulated=accumulated)
+    state, missing = _optimizer_bytes(run)
+    peak = max(meter.peak, gradients)
+    return Estimate(
+        rows=rows,
+        shape=shape,
+        model=meter.outside,
+        parameters=sum(parameter.nbytes for _, parameter in run.trainable.named_parameters()),
+        gradients=gradients,
+        optimizer=state,
+        copies=gradients * (2 if run.config.ema else 1),
+        activations=peak - gradients,
+        ahead=peak + missing,
+        free=free,
+        single=meter.single,
+        checkpointing=recompute,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that torch could still allocate on a device, its own unused cache included; None where nobody knows."""
+    if device.type == "cpu":
+        return _available()
+    module = _statistics(device)
+    if module is None or not hasattr(module, "mem_get_info"):
+        return None
+    cached = module.memory_reserved(device) - module.memory_allocated(device)
+    return int(module.mem_get_info(device)[0] + cached)
+
+
+def spilled(device: torch.device) -> str:
+    """A warning where torch holds more than the device has: the driver then uses the computer's memory, far slower."""
+    if device.type != "cuda":
+        return ""
+    held, there = torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    if held <= there:
+        return ""
+    return f"{gib(held)} are in use on a device of {gib(there)}: the rest lies in the computer's memory, which is slow"
+
+
+def make_room(run: Run, error: BaseException) -> None:
+    """Let go of what a step that ran out of memory still holds: gradients, and what the frames of `error` point to."""
+    run.optimizer.zero_grad(set_to_none=True)
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        seen.append(following)
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__
+    module = _statistics(run.device)
+    if module is not None:
+        module.empty_cache()
+
+
+def out_of_memory(run: Run, found: Estimate | None = None, kept: Path | None = None) -> str:
+    """What to tell somebody whose run did not fit: where, what was measured, what to lower, where the work is."""
+    _, rows, shape, _ = _largest(run)
+    step = f"step {run.step + 1} of {run.config.steps}" if run.step or found else "a first batch"
+    free = free_memory(run.device)
+    now = "" if free is None else f", {gib(free)} are free without it"
+    measured = f"; the estimate was {found.text()}" if found else ""
+    file = f". What was trained is kept: {kept.resolve()}" if kept else ""
+    return (
+        f"out of memory on {run.device} in {step}, with up to {_rows(rows, shape)}{now}{measured}."
+        f" {_lower(run, found)}{file}"
+    )
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def _lower(run: Run, found: Estimate | None) -> str:
+    if found:
+        return f"To lower it: {'; '.join(found.advice())}"
+    first = "" if run.config.gradient_checkpointing else "turn gradient_checkpointing on, "
+    fewer = "lower batch_size, " if run.config.batch_size > 1 else ""
+    return f"To lower it: {first}{fewer}lower the resolution or the rank, load the base model in fp16 or bf16"
+
+
+def _rows(rows: int, shape: Sequence[int]) -> str:
+    size = " x ".join(str(side) for side in shape)
+    kind = "pixels" if len(shape) == 2 else "latents"
+    return f"{rows} x {size} {kind}"
+
+
+def _largest(run: Run) -> tuple[int, int, tuple[int, ...], bool]:
+    """(number, rows, shape, whether others of unlike shape are in it) of the batch with the largest forward to come."""
+    first = run.step * run.config.optimizer.accumulation
+    last = max(first + 1, run.config.steps * run.config.optimizer.accumulation)
+    found: tuple[int, int, tuple[int, ...], bool] | None = None
+    most = (-1, -1, False)
+    for number in range(first, min(last, first + _MOST_BATCHES)):
+        counts = Counter(run.shapes(number))
+        for key, rows in counts.items():
+            shape = cast("tuple[int, ...]", key)  # of pixels or of latents, in every data set that we make
+            size = (rows * prod(shape), prod(shape), len(counts) > 1)  # gradients of the others are held beside it
+            if size > most:
+                most, found = size, (number, rows, shape, len(counts) > 1)
+    assert found is not None  # there is always one batch
+    return found
+
+
+def _same_randomness(device: torch.device) -> Any:
+    """Give the global generators back as they were."""
+    if _statistics(device) is None:
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
+
+
+class _Meter(TorchDispatchMode):
+    """Watches every operation: `peak` bytes beyond the start, and `outside`, those of frozen tensors that were read.
+
+    On an accelerator the peak is its allocator's own; elsewhere storages are counted from the operation that returns
+    them to their end. What a kernel allocates for itself is not seen there: on the CPU that is next to nothing.
+    """
+
+    def __init__(self, device: torch.device, params: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.outside = self.single = self.peak = 0
+        self._live = 0
+        self._known: dict[int, weakref.ref[Any] | None] = {p.untyped_storage().data_ptr(): None for p in params}
+        self._device, self._module, self._before = device, _statistics(device), 0
+
+    def __enter__(self) -> _Meter:
+        if self._module is not None:
+            self._module.reset_peak_memory_stats(self._device)
+            self._before = self._module.memory_allocated(self._device)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._module is not None:
+            self.peak = self._module.max_memory_allocated(self._device) - self._before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run the operation; what goes in unknown was there before, what comes out unknown is new."""
+        for part in _tensors((args, kwargs)):
+            self._read(part)
+        result = func(*args, **(kwargs or {}))
+        for part in _tensors(result):
+            self._made(part)
+        return result
+
+    def _read(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.device.type != self._device.type or storage.data_ptr() in self._known or not storage.nbytes():
+            return
+        self._known[storage.data_ptr()] = None
+        self.outside += storage.nbytes()
+        self.single += storage.nbytes() if tensor.dtype is torch.float32 else 0
+
+    def _made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if tensor.device.type != self._device.type or key in self._known or not size:
+            return
+
+        def gone(_: object) -> None:
+            self._known.pop(key, None)
+            self._live -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self._live += size
+        if self._module is None:
+            self.peak = max(self.peak, self._live)
+
+
+def _tensors(structure: Any) -> Iterator[Tensor]:
+    """The plain tensors in a structure; those inside of a quantised one in its place."""
+    for leaf in tree_iter(structure):
+        if isinstance(leaf, Tensor):
+            yield from _plain(leaf)
+
+
+def _plain(tensor: Any) -> Iterator[Tensor]:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        if tensor.layout is torch.strided:  # others have no storage of their own
+            yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _plain(getattr(tensor, name))
+
+
+def _optimizer_bytes(run: Run) -> tuple[int, int]:
+    """(bytes of the optimizer's state from its first step on, those of them that are not allocated yet)."""
+    there = sum(
+        value.nbytes for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    )
+    if there:
+        return there, 0
+    expected = expected_state(run.trainable, run.config.optimizer)
+    return expected, expected
+
+
+def expected_state(adapter: TriLoRA, config: OptimizerConfig) -> int:
+    """Bytes that the named optimizer keeps for an adapter."""
+    return sum(_STATE[config.name](parameter) for parameter in adapter.trainable())
+
+
+def _eight_bit(parameter: Tensor) -> int:
+    """Two bytes a value and two scales a block of 256; small tensors stay in float32."""
+    count = parameter.numel()
+    return 8 * count if count < 4096 else 2 * count + 8 * -(-count // 256)
+
+
+def _factored(parameter: Tensor) -> int:
+    """Rows and columns of a matrix (Shazeer & Stern 2018), all of a vector."""
+    return 4 * (sum(parameter.shape) if parameter.ndim > 1 else parameter.numel())
+
+
+_STATE: dict[str, Callable[[Tensor], int]] = {
+    "adamw": lambda parameter: 8 * parameter.numel() + 4,
+    "adamw8bit": _eight_bit,
+    "adafactor": _factored,
+    "prodigy": lambda parameter: (16 if parameter.any() else 12) * parameter.numel(),  # no copy of a start at zero
+    "schedulefree": lambda parameter: 8 * parameter.numel(),
+    "lion": lambda parameter: 4 * parameter.numel(),
+}
+
+
+def _statistics(device: torch.device) -> Any:
+    """torch's module of an accelerator whose allocator keeps count, or None."""
+    module = None if device.type == "cpu" else getattr(torch, device.type, None)
+    return module if hasattr(module, "max_memory_allocated") else None
+
+
+def _available() -> int | None:
+    """What Linux could give to a process without swapping, in bytes; None on other systems."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

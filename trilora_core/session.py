@@ -20,9 +20,10 @@ from .checkpoint import load_state, remove_leftovers, remove_state, save_state, 
 from .data.dataset import Dataset
 from .errors import InputError
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
+from .memory import OUT_OF_MEMORY, make_room
 from .metadata import training_metadata
 from .milestones import History, Listeners, Milestones, best_path, step_path
-from .monitor import Measure, Monitor, as_saved, best_measure
+from .monitor import Measure, Monitor, best_measure
 from .recompute import checkpointed
 from .runlog import RunLog, run_facts
 from .train import Previewer, Run, Step, TrainingDiverged, train
@@ -116,10 +117,10 @@ def train_to_file(
 
     `on_step` hears of every step and may raise one of `interrupts`: what was trained so far is then written under the
     name of `stopped_path`, with a state to resume from beside it, and the exception goes on. The same holds for a run
-    that diverges; `on_stopped` hears where the file is. `held_out` is what `monitor.split` held out of the run's
-    pictures, `previewer` draws with the run's model. Beside the adapter lies the log of the run, and whatever else
-    `run.config.monitor` asks for. Raises InputError when the file cannot be written or something is missing that the
-    options need, before anything is trained.
+    that diverges or runs out of its device's memory; `on_stopped` hears where the file is. `held_out` is what
+    `monitor.split` held out of the run's pictures, `previewer` draws with the run's model. Beside the adapter lies the
+    log of the run, and whatever else `run.config.monitor` asks for. Raises InputError when the file cannot be written
+    or something is missing that the options need, before anything is trained.
     """
     check_writable(output.parent)
     _check_watch(run, held_out, previewer)
@@ -147,12 +148,16 @@ def train_to_file(
         except interrupts:
             keep.stopped("interrupt")
             raise
+        except OUT_OF_MEMORY as error:
+            make_room(run, error)  # first: writing needs some of it
+            keep.stopped("memory")
+            raise
         except TrainingDiverged as error:
             path = keep.stopped("diverged")
             raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error)) from error
         if run.step < run.config.steps and not way.exhausted:
             return keep.outcome(keep.stopped("stop"), "stop")
-        return keep.finished("validation" if run.step < run.config.steps else "steps")
+        return keep.outcome(*keep.finished("validation" if run.step < run.config.steps else "steps"))
 
 
 def _check_watch(run: Run, held_out: Dataset | None, previewer: Previewer | None) -> None:
@@ -184,29 +189,23 @@ def _facts(step: Step) -> dict[str, Any]:
 
 
 @contextmanager
-def _whole() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block, so that parameters, optimizer and counters fit together.
+def _whole(*, forget: bool = False) -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, so that what belongs together is done together.
 
-    A second Ctrl-C does not wait. Where signals are not Python's own (other threads, hosts with handlers of theirs)
-    nothing is changed.
+    `forget` drops it there, where the run ends anyway. Nothing is changed where signals are not Python's own: in other
+    threads, and where the program has its own handler.
     """
     caught: list[int] = []
-
-    def wait(number: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, wait)
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if caught:
+    if caught and not forget:
         raise KeyboardInterrupt
 
 
@@ -253,23 +252,25 @@ class _Keeper:
         if self.run.step == 0:
             self.log.write("end", 0, {"ended": why, "file": None})
             return None
-        if why != "diverged":
-            self.save_state()
-        path = stopped_path(self.output, self.run.step)
-        self._write(path, {"trilora.ended": why}, finished=False)
-        self.log.write("end", self.run.step, {"ended": why, "file": str(path)})
+        with _whole(forget=True):
+            if why != "diverged":
+                self.save_state()
+            path = stopped_path(self.output, self.run.step)
+            self._write(path, {"trilora.ended": why}, finished=False)
+            self.log.write("end", self.run.step, {"ended": why, "file": str(path)})
         self.on_stopped(path)
         return path
 
-    def finished(self, why: str) -> Outcome:
+    def finished(self, why: str) -> tuple[Path, str]:
         """Write the adapter of a run that did what was asked for, and clear its state away unless that is to stay."""
-        self._write(self.output, {"trilora.ended": why}, finished=True)
-        if self.run.config.monitor.keep_state:
-            self.save_state()
-        else:
-            remove_state(state_path(self.output))
-        self.log.write("end", self.run.step, {"ended": why, "file": str(self.output)})
-        return self.outcome(self.output, why)
+        with _whole(forget=True):
+            self._write(self.output, {"trilora.ended": why}, finished=True)
+            if self.run.config.monitor.keep_state:
+                self.save_state()
+            else:
+                remove_state(state_path(self.output))
+            self.log.write("end", self.run.step, {"ended": why, "file": str(self.output)})
+        return self.output, why
 
     def outcome(self, path: Path | None, why: str) -> Outcome:
         """The result as a reader of the file would get it."""
@@ -282,8 +283,7 @@ class _Keeper:
         if self.history.measures or self.history.adapters:
             more = {**more, "trilora.history": json.dumps(self.history.values())}
         extra = training_metadata(self.run, started=self.started, finished=finished, name=path.stem)
-        with as_saved(self.run):
-            layers = self.run.trainable.canonical()
-        write_adapter(path, Adapter(layers, {**extra, **more, **self.metadata}), dtype=self.dtype)
+        adapter = Adapter(self.run.adapter().layers, {**extra, **more, **self.metadata})
+        write_adapter(path, adapter, dtype=self.dtype)
         what = more.get("trilora.kept") or "result"
         self.log.write("file", self.run.step, {"path": str(path), "what": what})

@@ -1,0 +1,135 @@
+"""What a run does on its way besides steps: measures, previews, adapters by step; and its memory of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .monitor import Measure, Monitor, best_measure, waited
+from .previews import draw_previews, draw_strip, previews_folder
+from .runlog import RunLog
+from .train import Previewer, Run
+
+__all__ = ["History", "Listeners", "Milestones", "best_path", "step_path"]
+
+
+def best_path(output: Path) -> Path:
+    """Where the adapter of the best validation loss lies: `name.safetensors` -> `name_best.safetensors`."""
+    return output.with_name(f"{output.stem}_best.safetensors")
+
+
+def step_path(output: Path, step: int) -> Path:
+    """Where the adapter after `step` steps lies: `name_step_00100.safetensors`."""
+    return output.with_name(f"{output.stem}_step_{step:05d}.safetensors")
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears what happens on the way: measures, pictures that were drawn, and what went wrong without ending it."""
+
+    on_measure: Callable[[Measure], None] = lambda measure: None
+    on_preview: Callable[[int, list[Path]], None] = lambda step, paths: None
+    on_problem: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class History:
+    """What a resumed run has to know of the time before; part of its state."""
+
+    measures: list[Measure] = field(default_factory=list)
+    previews: list[int] = field(default_factory=list)  # steps that were drawn
+    adapters: list[int] = field(default_factory=list)  # steps whose adapters lie beside the final one
+    best: int = 0  # step of the adapter that was kept as the best one; 0: none
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> History:
+        """The history that `values` gave."""
+        measures = [
+            Measure(step, *(math.nan if value is None else value for value in pair))
+            for step, *pair in values.get("measures", [])
+        ]
+        previews, adapters = list(values.get("previews", [])), list(values.get("adapters", []))
+        return cls(measures, previews, adapters, values.get("best", 0))
+
+    def values(self) -> dict[str, Any]:
+        """The same in what JSON can hold."""
+        measures = [
+            [m.step, *(v if math.isfinite(v) else None for v in (m.validation, m.drift))] for m in self.measures
+        ]
+        return {"measures": measures, "previews": self.previews, "adapters": self.adapters, "best": self.best}
+
+
+@dataclass
+class Milestones:
+    """Does what is due at the step that the run has reached; the adapter must be attached.
+
+    Whatever an interrupt left undone is made up for when the same step is reached again by a resumed run.
+    """
+
+    run: Run
+    output: Path
+    history: History
+    log: RunLog
+    write: Callable[[Path, str], None]  # the adapter as it is now, to a file, kept as "best" or "step"
+    monitor: Monitor | None
+    previewer: Previewer | None
+    listeners: Listeners
+
+    def reach(self, *, last: bool = False) -> None:
+        """Measure, draw and keep what is due; `last` makes measure and previews due."""
+        config, step = self.run.config, self.run.step
+        measured = any(measure.step == step for measure in self.history.measures)
+        if self.monitor is not None and not measured and (last or step % config.monitor.validate_every == 0):
+            self._measure(self.monitor)
+        every = config.monitor.preview_every
+        if self.previewer is not None and every and (last or step % every == 0) and step not in self.history.previews:
+            self._preview(self.previewer)
+        if config.monitor.keep_adapters and self.saves and step not in self.history.adapters:
+            self._keep(config.monitor.keep_adapters)
+
+    @property
+    def saves(self) -> bool:
+        """Whether the periodic state is due; the last step leaves a file instead."""
+        every, step = self.run.config.save_every, self.run.step
+        return bool(every) and step % every == 0 and 0 < step < self.run.config.steps
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether validation has gone without a better value for as long as the run is to wait."""
+        patience = self.run.config.monitor.patience
+        return bool(patience) and waited(self.history.measures) >= patience
+
+    def _measure(self, monitor: Monitor) -> None:
+        measure = monitor.measure()
+        self.history.measures.append(measure)
+        self.log.write("measure", measure.step, {"validation": measure.validation, "drift": measure.drift})
+        if self.run.config.monitor.keep_best and best_measure(self.history.measures) == measure:
+            self.history.best = measure.step
+            self.write(best_path(self.output), "best")
+        self.listeners.on_measure(measure)
+
+    def _preview(self, previewer: Previewer) -> None:
+        step, folder = self.run.step, previews_folder(self.output)
+        try:
+            paths = draw_previews(self.run, previewer, folder)
+        except InputError as error:
+            # hours of training are worth more than a picture that could not be drawn
+            self.log.write("preview", step, {"problem": str(error)})
+            self.listeners.on_problem(f"no preview at step {step}: {error}")
+            return
+        self.history.previews.append(step)
+        paths.append(draw_strip(folder, self.run.config.monitor.preview_prompts, self.history.previews))
+        self.log.write("preview", step, {"files": [str(path) for path in paths]})
+        self.listeners.on_preview(step, paths)
+
+    def _keep(self, count: int) -> None:
+        """Keep the adapter of this step, and of the earlier ones that this run kept only as many as wanted."""
+        self.write(step_path(self.output, self.run.step), "step")
+        kept = [*self.history.adapters, self.run.step]
+        self.history.adapters = kept[-count:]
+        for step in kept[:-count]:
+            step_path(self.output, step).unlink(missing_ok=True)

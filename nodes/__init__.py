@@ -8,6 +8,7 @@ from .apply import ApplyTriLoRA
 from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
 from .dataset_options import TriLoRADatasetOptions
 from .files import LoadTriLoRA, SaveTriLoRA
+from .layer_options import TriLoRALayerOptions
 from .merge import MergeTriLoRA
 from .options import TriLoRAOptimizerOptions
 from .prior import TriLoRAPriorPictures
@@ -24,6 +25,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TriLoRADatasetReport,
     TriLoRAPriorPictures,
     TriLoRAOptimizerOptions,
+    TriLoRALayerOptions,
     TrainTriLoRA,
     SaveTriLoRA,
     LoadTriLoRA,

@@ -34,7 +34,7 @@ from trilora_core.backend_diffusers import (
     load_pipeline,
 )
 from trilora_core.backend_diffusers_apply import modules_by_stem
-from trilora_core.config import AdapterConfig, DataConfig, TrainConfig
+from trilora_core.config import LAYERS, AdapterConfig, DataConfig, LayerConfig, TrainConfig
 from trilora_core.data import load_folder
 from trilora_core.data.framing import Frame
 from trilora_core.errors import InputError
@@ -854,3 +854,66 @@ def test_the_vocabulary_of_a_whole_tokenizer_has_clips_numbers(tmp_path: Path) -
     words = CLIPTokenizer.from_pretrained(tmp_path)
     assert words("a cat").input_ids == [514, 256 + 64, 513, 515]
     assert words.model_max_length == 77
+
+
+# ---- the choice of layers
+
+EVERYTHING = LayerConfig("attention+ff+conv")
+
+
+def test_a_choice_of_layers_adapts_these_and_no_others(pipe: Any) -> None:
+    denoiser = DiffusersDenoiser(pipe)
+    stems = {which: list(denoiser.targets(LayerConfig(which))) for which in LAYERS}
+    assert stems["attention"] == list(denoiser.targets())
+    assert stems["self-attention"] == [stem for stem in stems["attention"] if "attn1" in stem]
+    added = set(stems["attention+ff"]) - set(stems["attention"])
+    assert len(added) == len(stems["attention"]) // 4 + 2 * {"sd15": 4, "sdxl": 4}[denoiser.architecture]
+    assert all(re.search("ff_net_(0_proj|2)$|proj_(in|out)$", stem) for stem in added)
+    convs = set(stems["attention+ff+conv"]) - set(stems["attention+ff"])
+    endings = {
+        "sd15": "conv1|conv2|time_emb_proj|conv_shortcut|samplers_0_conv",
+        "sdxl": "in_layers_2|out_layers_3|emb_layers_1|skip_connection|op|2_conv",
+    }[denoiser.architecture]
+    assert {re.search(f"({endings})$", stem).group(1) for stem in convs} == set(endings.split("|"))
+    left = set(modules_by_stem(pipe)) - set(stems["attention+ff+conv"])
+    assert all(re.search("lora_te|time_embed|label_emb|add_embed|conv_in|conv_out|_0_0$|out_2$", s) for s in left), left
+    some = denoiser.targets(LayerConfig("attention+ff+conv", include=("*attn2*", "*conv*", "*_op"), exclude=("*to_q",)))
+    assert some and not any(stem.endswith("to_q") for stem in some)
+    with pytest.raises(InputError, match=r"include \*attn3\*.*such names"):
+        denoiser.targets(LayerConfig(include=("*attn3*",)))
+
+
+def test_an_adapter_of_all_layers_predicts_as_changed_weights_do(pipe: Any, tmp_path: Path) -> None:
+    denoiser = DiffusersDenoiser(pipe)
+    targets = denoiser.targets(EVERYTHING)
+    adapter = TriLoRA.create(targets, AdapterConfig(rank=2, layers=EVERYTHING), seed=0, data_hash="x")
+    for branch in adapter.branches.values():
+        branch.up.data.normal_(std=0.2, generator=torch.Generator().manual_seed(7))
+    latents, noise, cond = batch(pipe)
+    times = torch.tensor([10, 500, 900])
+    plain, _ = denoiser.predict(latents, noise, times, cond)
+    with adapter.attach(targets):
+        attached, target = denoiser.predict(latents, noise, times, cond)
+        (attached - target).square().mean().backward()
+    assert all(b.up.grad.any() and b.sigma.grad.any() and b.down.grad.any() for b in adapter.branches.values())
+    write_adapter(tmp_path / "a.safetensors", Adapter(adapter.canonical(), {}), dtype=torch.float32)
+    with apply_adapter(pipe, read_adapter(tmp_path / "a.safetensors")):
+        applied, _ = denoiser.predict(latents, noise, times, cond)
+    with torch.no_grad():
+        for stem, branch in adapter.branches.items():
+            weight = targets[stem].module.weight
+            weight += (branch.up @ branch.gained_down()).view_as(weight)
+        changed, _ = denoiser.predict(latents, noise, times, cond)
+    assert (attached - changed).norm() / changed.norm() < 1e-5 < (plain - changed).norm() / changed.norm()
+    assert (applied - changed).norm() / changed.norm() < 1e-4
+
+
+def test_a_model_under_peft_is_adapted_beneath_it(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pipe = sd(tmp_path)
+    plain = DiffusersDenoiser(pipe).targets(EVERYTHING)
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "conv1"], init_lora_weights=False))
+    under = DiffusersDenoiser(pipe).targets(EVERYTHING)
+    assert list(under) == list(plain)
+    assert all(target.module is plain[stem].module for stem, target in under.items())
+    assert set(modules_by_stem(pipe)) >= set(under)

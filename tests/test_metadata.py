@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from tests.adapters import make_adapter, make_layer
 from tests.counting import CountingEncoder, config, fill
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
-from trilora_core.config import AdapterConfig, CaptionConfig, TrainConfig, from_json
+from trilora_core.config import AdapterConfig, CaptionConfig, LayerConfig, TrainConfig, from_json
 from trilora_core.data import Dataset, load_folder
 from trilora_core.fileformat import Adapter, read_metadata, write_adapter
 from trilora_core.metadata import architecture_of, base_model, rank_summary, training_metadata, trigger_words
@@ -134,3 +135,40 @@ def test_the_rank_summary_reads_as_a_sentence():
 def test_names_alone_tell_the_architecture_of_an_adapter():
     assert architecture_of(make_adapter([STEM])) == "sd15"
     assert architecture_of(make_adapter(["lora_unet_double_blocks_0_img_attn_qkv"])) == "flux"
+
+
+def test_the_choice_of_layers_is_told_in_kohyas_words(tmp_path):
+    layers = LayerConfig(include=("*_to_*",), exclude=("*_0_*", "*_k"))
+    options = TrainConfig(adapter=AdapterConfig(rank=2, companion_rank=1, layers=layers))
+    for chosen, convolutions in ((layers, {}), (LayerConfig(), {"conv_dim": "3", "conv_alpha": "3.0"})):
+        options = dataclasses.replace(options, adapter=dataclasses.replace(options.adapter, layers=chosen))
+        denoiser = NamedDenoiser("sd15")
+        adapter = TriLoRA.create(denoiser.targets(chosen), options.adapter, seed=3, data_hash="x")
+        run = Run(options, denoiser, toy_dataset(), adapter)
+        told = training_metadata(run, started=0.0, finished=True, name="cat")
+        write_adapter(tmp_path / "a.safetensors", Adapter(adapter.canonical(), told))
+        patterns = {"layers_include": "*_to_*", "layers_exclude": "*_0_* *_k"} if chosen is layers else {}
+        wanted = {"algo": "trilora", "layers": "attention", **patterns, **convolutions}
+        written = read_metadata(tmp_path / "a.safetensors")
+        assert json.loads(written["ss_network_args"]) == wanted
+        assert from_json(TrainConfig, written["trilora.config"]).adapter.layers == chosen
+
+
+@pytest.mark.parametrize(
+    ("kernel", "given", "written"),
+    [
+        ((3, 3), '{"conv_dim": "8", "dropout": "0.1"}', '{"dropout": "0.1", "conv_dim": "2", "conv_alpha": "2.0"}'),
+        ((3, 3), "", '{"conv_dim": "2", "conv_alpha": "2.0"}'),
+        ((1, 1), '{"conv_dim": "8", "conv_alpha": "1"}', "{}"),
+        ((), '{ "algo":"lora"}', '{ "algo":"lora"}'),
+        ((), "null", "null"),
+        ((3, 3), "no JSON", "no JSON"),
+        ((3, 3), "[" * 100_000, "[" * 100_000),
+        ((), None, None),
+    ],
+)
+def test_a_file_tells_the_rank_of_its_convolutions(tmp_path, kernel, given, written):
+    layer = make_layer(4, 4 * max(1, len(kernel) and kernel[0] * kernel[1]), 2, kernel=kernel)
+    told = {} if given is None else {"ss_network_args": given}
+    write_adapter(tmp_path / "a.safetensors", Adapter({STEM: layer}, told))
+    assert read_metadata(tmp_path / "a.safetensors").get("ss_network_args") == written

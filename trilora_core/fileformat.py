@@ -105,7 +105,8 @@ def write_adapter(path: Path | str, adapter: Adapter, *, dtype: torch.dtype = to
     blob = memoryview(save(tensors))
     start = 8 + int.from_bytes(blob[:8], "little")
     header, data = json.loads(bytes(blob[8:start])), blob[start:]
-    header = {"__metadata__": _stamped(adapter.metadata, spectra, data)} | header
+    kernels = [layer.kernel for layer in adapter.layers.values()]
+    header = {"__metadata__": _stamped(adapter.metadata, spectra, kernels, data)} | header
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     write_atomic(path, lambda temporary: _write_parts(temporary, (len(text).to_bytes(8, "little"), text, data)))
@@ -264,14 +265,19 @@ def _named(stem: str, up: Tensor, down: Tensor, kernel: tuple[int, ...]) -> dict
     return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
 
 
-def _stamped(metadata: Mapping[str, str], spectra: Sequence[Tensor], data: memoryview) -> dict[str, str]:
+def _stamped(
+    metadata: Mapping[str, str], spectra: Sequence[Tensor], kernels: Sequence[tuple[int, ...]], data: memoryview
+) -> dict[str, str]:
     """The metadata with what depends on the tensors made fresh, sorted, every string valid Unicode.
 
     Both hashes are of the tensor bytes after the header, as kohya and the model spec define them.
     """
     digest = hashlib.sha256(data).hexdigest()
     rank = max(s.shape[-1] for s in spectra)
+    # kohya's conv_dim is that of kernels above 1 x 1
+    convs = [s.shape[-1] for s, kernel in zip(spectra, kernels, strict=True) if max(kernel, default=1) > 1]
     fresh = {
+        **_network_args(metadata.get("ss_network_args", ""), max(convs, default=0)),
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "sshs_model_hash": digest,
@@ -283,6 +289,18 @@ def _stamped(metadata: Mapping[str, str], spectra: Sequence[Tensor], data: memor
     kept = {"ss_network_module": "networks.lora"} | {k: v for k, v in metadata.items() if k not in _STALE}
     # Names of files can hold lone surrogates, which no JSON reader accepts.
     return {k: v.encode("utf-8", "replace").decode() for k, v in sorted((kept | fresh).items())}
+
+
+def _network_args(text: str, conv_rank: int) -> dict[str, str]:
+    """kohya's ss_network_args with the rank of the convolutions as it is now, 0 for none; {} where it is right."""
+    try:
+        given = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}  # another tool's own wording
+    given = given if isinstance(given, dict) else {}
+    ranks = {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))} if conv_rank else {}
+    fitting = {key: value for key, value in given.items() if key not in ("conv_dim", "conv_alpha")} | ranks
+    return {} if fitting == given else {"ss_network_args": json.dumps(fitting)}
 
 
 def _summary(spectra: Sequence[Tensor]) -> dict[str, float]:

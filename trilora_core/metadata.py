@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .config import to_json
+from .config import AdapterConfig, to_json
 from .data.captions import tags as split_tags
 from .errors import InputError
 from .fileformat import Adapter
@@ -84,7 +84,7 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
         "ss_base_model_version": names.base_version if names else run.denoiser.architecture,
         "ss_v2": "False",  # Stable Diffusion 2, which is not trained here
         "ss_network_module": "networks.lora",
-        "ss_network_args": json.dumps({"algo": config.adapter.method}),
+        "ss_network_args": json.dumps(_network_args(config.adapter)),
         "ss_output_name": name,
         "ss_sd_model_name": run.denoiser.base_name,
         "ss_training_started_at": f"{started}",
@@ -106,6 +106,14 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
         "ss_mixed_precision": config.precision,
         "ss_seed": str(config.seed),
     }
+
+
+def _network_args(config: AdapterConfig) -> dict[str, str]:
+    """Texts, as kohya's are; the rank of convolutions is added when the file is written."""
+    layers = config.layers
+    patterns = {"layers_include": layers.include, "layers_exclude": layers.exclude}
+    given = {name: " ".join(values) for name, values in patterns.items() if values}
+    return {"algo": config.method, "layers": layers.which, **given}
 
 
 def dataset_metadata(dataset: Dataset, name: str) -> dict[str, str]:

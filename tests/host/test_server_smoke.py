@@ -62,6 +62,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["rank_energy", "options", "epochs", "prior_weight", "prior_batch_size"],
     ),
+    "TriLoRALayerOptions": (["which", "include", "exclude", "rank_dropout"], ["options"]),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
         ["options", "start_from", "prior"],
@@ -79,6 +80,7 @@ OUTPUTS = {
     "TriLoRADatasetReport": ["image", "report"],
     "TriLoRAPriorPictures": ["dataset"],
     "TriLoRAOptimizerOptions": ["options"],
+    "TriLoRALayerOptions": ["options"],
     "TrainTriLoRA": ["trilora", "model", "loss"],
     "SaveTriLoRA": [],
     "LoadTriLoRA": ["trilora"],

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, DataConfig, PriorConfig, TrainConfig, from_dict
+from ..config import (
+    INITS,
+    LAYERS,
+    METHODS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    DataConfig,
+    PriorConfig,
+    TrainConfig,
+    from_dict,
+)
 from ..errors import InputError
 from .data_options import (
     CacheOptions,
@@ -46,6 +57,7 @@ def add_run_options(parser: OneLineParser) -> None:
     add_data_options(parser, "the model's own")
     add_prior_options(parser)
     _add_adapter(parser)
+    _add_layers(parser)
     _add_optimizer(parser)
     _add_loop(parser)
     add_cache_options(parser)
@@ -87,6 +99,35 @@ def _add_adapter(parser: OneLineParser) -> None:
         "adapter.companion_rank",
         "rank of the paper's second, smaller adapter, folded into the same file (default: 0, none)",
         type=whole,
+    )
+
+
+def _add_layers(parser: OneLineParser) -> None:
+    layers = TrainConfig().adapter.layers
+    group = parser.add_argument_group("layers")
+    option(
+        group,
+        "--layers",
+        "adapter.layers.which",
+        f"kinds of layers to adapt (default: {layers.which}); attention+ff and attention+ff+conv are what kohya's LoRA"
+        " adapts without and with a conv_dim",
+        choices=LAYERS,
+    )
+    how: dict[str, Any] = {"nargs": "+", "metavar": "PATTERN"}
+    option(
+        group,
+        "--layers-include",
+        "adapter.layers.include",
+        "of these only layers whose name in the file matches one of the patterns, such as '*up_blocks_1_*'",
+        **how,
+    )
+    option(group, "--layers-exclude", "adapter.layers.exclude", "and none that matches one of these, '*attn2*'", **how)
+    option(
+        group,
+        "--rank-dropout",
+        "adapter.rank_dropout",
+        "share of the rank's directions that each step leaves out, drawn anew (default: 0, none)",
+        type=float,
     )
 
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.test_train import CONFIG, go, make_run, same, values
-from trilora_core.checkpoint import load_state, remove_state, save_state, state_path
+from trilora_core.checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
+from trilora_core.config import MonitorConfig
 from trilora_core.errors import InputError
 
 
@@ -39,7 +40,7 @@ def test_a_state_of_other_options_is_refused(tmp_path):
 
 def test_foreign_and_broken_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(InputError, match="has state version none, wanted 1"):
+    with pytest.raises(InputError, match="has state version none, wanted 2"):
         load_state(tmp_path / "other", make_run())
     (tmp_path / "broken").write_bytes(b"\x08\0\0\0\0\0\0\0{")
     with pytest.raises(InputError, match="cannot resume from"):
@@ -55,3 +56,41 @@ def test_removing_a_state_twice_is_no_error(tmp_path):
     remove_state(tmp_path / "a")
     remove_state(tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_beside_the_state_comes_back(tmp_path):
+    run = make_run()
+    go(run, 1)
+    save_state(tmp_path / "a", run, {"measures": [[1, 0.5, None]]})
+    assert load_state(tmp_path / "a", make_run()) == {"measures": [[1, 0.5, None]]}
+    save_state(tmp_path / "a", run)
+    assert load_state(tmp_path / "a", make_run()) == {}
+
+
+def test_a_refused_state_leaves_the_run_as_it_was(tmp_path):
+    run, other = make_run(), make_run(replace(CONFIG, seed=8))
+    go(run, 2)
+    save_state(tmp_path / "a", run)
+    before = values(other)
+    with pytest.raises(InputError):
+        load_state(tmp_path / "a", other)
+    assert other.step == 0 and same(before, values(other))
+
+
+def test_a_run_may_be_watched_otherwise_when_it_goes_on(tmp_path):
+    run = make_run()
+    go(run, 2)
+    save_state(tmp_path / "a", run)
+    watched = make_run(replace(CONFIG, save_every=3, monitor=MonitorConfig(preview_every=2, preview_prompts=("a",))))
+    load_state(tmp_path / "a", watched)
+    assert watched.step == 2
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
+    output = tmp_path / "sty[l]e.safetensors"
+    mine = [tmp_path / ".sty[l]e.state.x1.part", tmp_path / ".sty[l]e.safetensors.x2.part"]
+    others = [tmp_path / ".style.state.x1.part", tmp_path / ".sty[l]e_2.state.x.part", tmp_path / "sty[l]e.state"]
+    for path in (*mine, *others):
+        path.touch()
+    remove_leftovers(output)
+    assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -178,15 +178,15 @@ def test_overfitting_shows_in_the_two_curves():
     data = load_tensors(latents, cond)
     training, held = replace(data, items=data.items[:2]), replace(data, items=data.items[2:])
     base: ToyDenoiser = knows(toy_dataset(8, seed=11), steps=100)
-    run = make_run(replace(CONFIG, steps=600), base, training)
+    run = make_run(replace(CONFIG, steps=240), base, training)
     monitor = Monitor(run, held)
     measures = [attached(run, monitor.measure)]
-    while run.step < 600:
-        go(run, 50)
+    while run.step < 240:
+        go(run, 20)
         measures.append(attached(run, monitor.measure))
     best = best_measure(measures)
     assert best is not None and best.validation < measures[0].validation
-    assert best.step < 600 and measures[-1].validation > best.validation
+    assert best.step < 240 and measures[-1].validation > best.validation
     assert measures[0].drift == 0 < measures[1].drift < measures[-1].drift
 
 

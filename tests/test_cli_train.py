@@ -10,6 +10,7 @@ from tests.tiny_pipeline import write_pictures, write_pipeline
 from trilora_core.__main__ import main
 from trilora_core.cli import train as train_verb
 from trilora_core.fileformat import read_adapter, read_metadata
+from trilora_core.memory import OUT_OF_MEMORY
 from trilora_core.metadata import trigger_words
 
 pytest.importorskip("diffusers")
@@ -229,3 +230,34 @@ def test_an_adapter_for_another_model_is_refused(base, tmp_path, capsys):
     argv = ["apply", "--model", str(base), "--adapter", str(path), "--prompt", "x"]
     assert main([*argv, "--output", str(tmp_path / "x.png")]) == 2
     assert "apply it to the kind of model it was trained on" in capsys.readouterr().err
+
+
+def test_the_memory_that_a_run_needs_is_said_before_it(base, pictures, tmp_path, capsys, monkeypatch):
+    assert main(few(base, pictures, tmp_path / "style.safetensors", "--batch-size", "2")) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory:"))
+    assert "2 x 16 x 16 pixels" in line and "MiB of it still to come" in line
+    monkeypatch.setattr("trilora_core.memory.free_memory", lambda device: 1000)
+    assert main(few(base, pictures, tmp_path / "other.safetensors", "--batch-size", "2")) == 0, "a warning, no refusal"
+    text = capsys.readouterr().out
+    assert "this may not fit" in text and "gradient_checkpointing on" in text and "fp16 or bf16" in text
+
+
+def test_out_of_memory_is_one_line_that_names_what_was_kept(base, pictures, tmp_path, capsys, monkeypatch):
+    real = train_verb.train_to_file
+
+    def full(run, path, *, on_step, **rest):
+        def stop_at_2(step):
+            on_step(step)
+            if step.step == 2:
+                raise OUT_OF_MEMORY("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        return real(run, path, on_step=stop_at_2, **rest)
+
+    monkeypatch.setattr(train_verb, "train_to_file", full)
+    assert main(few(base, pictures, tmp_path / "style.safetensors", "--steps", "4")) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    kept = tmp_path / "style_stopped_at_00002.safetensors"
+    assert (
+        last.startswith("error: out of memory on cpu in step 3 of 4") and str(kept) in last and "half the rank" in last
+    )
+    assert read_metadata(kept)["trilora.finished"] == "false"

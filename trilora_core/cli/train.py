@@ -16,6 +16,7 @@ from ..backend_diffusers import DiffusersDenoiser
 from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
+from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
 from ..metadata import rank_summary
 from ..plots import plot_losses
 from ..session import Outcome, find_finished, train_to_file
@@ -104,20 +105,33 @@ def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew, 
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
     prepared = prepare(pipe, dataset, options.train, device, crew, prior)
+    if crew.leads:
+        print("\n".join(summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn)), flush=True)
+    done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
+    found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
     with averaged_gradients(prepared.trainable, crew):
         if not crew.leads:
             return follow(prepared)
-        print("\n".join(summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn)), flush=True)
-        done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
         if done:
             print("this run is finished already; nothing was trained")
         told = crew.metadata(prepared, dataset, output.stem)
         dtype = DTYPES[arguments.dtype]
-        outcome = done or train_with_bar(prepared, output, resume=arguments.resume, dtype=dtype, metadata=told)
+        outcome = done or train_with_bar(
+            prepared, output, resume=arguments.resume, dtype=dtype, metadata=told, estimate=found
+        )
     if arguments.plot:
         plot_losses(outcome.losses, arguments.plot, title=f"Training loss of {output.name}")
         print(f"loss curve: {arguments.plot.resolve()}")
     print(f"{rank_summary(outcome.adapter)}\nadapter: {outcome.path.resolve()}")
+
+
+def _measure(prepared: Run, crew: Crew) -> Estimate:
+    """Say what the run will need of the device's memory."""
+    found = preflight(prepared)
+    if crew.leads:
+        text, *more = found.lines()
+        print("\n".join([f"memory:     {text}", *(f"            {line}" for line in more)]), flush=True)
+    return found
 
 
 def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dataset:
@@ -161,6 +175,7 @@ def train_with_bar(
     resume: bool = False,
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, str] = MappingProxyType({}),
+    estimate: Estimate | None = None,
 ) -> Outcome:
     """Train to the file with a progress bar that shows loss, learning rate and remaining time.
 
@@ -170,6 +185,7 @@ def train_with_bar(
     bar = progress_bar(run.config.steps, "training", "step")
     shown: list[float] = []
     kept: list[Path] = []
+    spills: list[str] = []  # one warning is enough
 
     def on_step(step: Step) -> None:
         bar.update(step.step - bar.n)
@@ -180,6 +196,9 @@ def train_with_bar(
         recent = shown[-20:]
         loss = sum(recent) / len(recent) if recent else float("nan")
         bar.set_postfix_str(f"loss {loss:.4f}, lr {step.learning_rate:.2g}", refresh=False)
+        if not spills and (spill := spilled(run.device)):
+            spills.append(spill)
+            bar.write(f"warning: {spill}", file=sys.stderr)
 
     try:
         return train_to_file(
@@ -189,9 +208,9 @@ def train_with_bar(
         raise KeyboardInterrupt(_where(run, kept)) from interrupt
     except TrainingDiverged as error:
         raise InputError(f"training diverged: {error}") from error
-    except torch.OutOfMemoryError as error:
-        advice = "a smaller --batch-size or --resolution, --gradient-checkpointing, or --base-dtype fp16"
-        raise InputError(f"the device has too little memory for this run; use {advice}") from error
+    except OUT_OF_MEMORY as error:
+        make_room(run, error)
+        raise InputError(out_of_memory(run, estimate, kept[0] if kept else None)) from error
     finally:
         bar.close()
 

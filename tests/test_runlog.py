@@ -119,10 +119,11 @@ def test_without_tensorboard_nothing_is_missed(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(runlog.importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_reads_the_curves_of_a_resumed_run(tmp_path):
+def test_tensorboard_reads_the_curves_of_a_resumed_run(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    output = tmp_path / "a.safetensors"
+    output, clock = tmp_path / "a.safetensors", iter(range(10**9, 10**9 + 10**6))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))  # files are read in the order of their seconds
     with RunLog(output, 0) as log:
         for step in range(1, 6):
             log.write("step", step, {"loss": float(step), "grad_norm": math.nan})
@@ -132,7 +133,8 @@ def test_tensorboard_reads_the_curves_of_a_resumed_run(tmp_path):
         log.write("step", 4, {"loss": 40.0})
     events = EventAccumulator(str(tensorboard_folder(output))).Reload()
     assert [(point.step, point.value) for point in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
-    assert set(events.Tags()["scalars"]) == {"loss"}, "the measure lay beyond the step"
+    assert events.Scalars("validation") == [], "the measure lay beyond the step"
+    assert set(events.Tags()["scalars"]) == {"loss", "validation", "drift"}
     with RunLog(output, 0) as log:
         log.write("step", 1, {"loss": 9.0})
     events = EventAccumulator(str(tensorboard_folder(output))).Reload()

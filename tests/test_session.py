@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.test_train import CONFIG, make_run, same, values
-from tests.toy import ToyDenoiser
+from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.checkpoint import state_path
+from trilora_core.config import MonitorConfig
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_adapter, read_metadata
-from trilora_core.session import find_finished, train_to_file
+from trilora_core.milestones import best_path, step_path
+from trilora_core.monitor import best_measure, split
+from trilora_core.runlog import log_path
+from trilora_core.session import Listeners, find_finished, train_to_file
 from trilora_core.train import TrainingDiverged
 
 
@@ -26,16 +36,36 @@ def keep(run, path, on_step=lambda step: None, **options):
     return train_to_file(run, path, metadata={"modelspec.title": "toy"}, on_step=on_step, **options)
 
 
+def files(folder: Path) -> list[str]:
+    """What lies in a folder; TensorBoard's own, where it is installed, does not count."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith("_tensorboard"))
+
+
+def watched(config=CONFIG, *, count=8, denoiser=None, **monitor):
+    """A run with two pictures held out, and those two."""
+    monitor = MonitorConfig(**{"validation_share": 0.25, "validate_every": 10, **monitor})
+    config = replace(config, monitor=monitor)
+    training, held_out = split(toy_dataset(count), monitor.validation_share, config.seed)
+    return make_run(config, denoiser, training), held_out
+
+
+def rising(run, best):
+    """Make validation fall until step `best` and rise from there on: a stand-in for overfitting."""
+    inner = run.predict
+    run.predict = lambda rows: tuple(part * (1 + abs(run.step - best)) for part in inner(rows))
+
+
 def test_a_finished_run_leaves_one_file_and_is_found_again(tmp_path):
     run, path = make_run(), tmp_path / "style.safetensors"
     outcome = keep(run, path)
     assert outcome.finished and outcome.path == path and outcome.steps_done == 40 and len(outcome.losses) == 40
-    assert list(tmp_path.iterdir()) == [path]
+    assert files(tmp_path) == ["style.log.jsonl", "style.safetensors"]
     again = find_finished(path, run.fingerprint())
     assert again is not None and again.finished and again.losses == pytest.approx(run.losses, rel=1e-3)
     assert find_finished(path, "other") is None and find_finished(tmp_path / "none.safetensors", "x") is None
     metadata = read_metadata(path)
     assert metadata["modelspec.title"] == "toy" and metadata["ss_steps"] == "40"
+    assert outcome.ended == again.ended == "steps" and outcome.note == "" and "trilora.history" not in metadata
 
 
 def test_the_file_holds_what_was_trained(tmp_path):
@@ -66,14 +96,18 @@ def test_a_second_stop_at_the_same_step_overwrites_nothing(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             keep(make_run(), tmp_path / "a.safetensors", stop_at(3))
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["a.state", "a_stopped_at_00003.safetensors", "a_stopped_at_00003_2.safetensors"]
+    names = ["a.log.jsonl", "a.state", "a_stopped_at_00003.safetensors", "a_stopped_at_00003_2.safetensors"]
+    assert files(tmp_path) == names
 
 
 def test_a_requested_stop_goes_on_with_what_is_trained(tmp_path):
     run = make_run()
     outcome = keep(run, tmp_path / "a.safetensors", lambda step: run.request_stop() if step.step == 5 else None)
     assert not outcome.finished and outcome.path.name == "a_stopped_at_00005.safetensors" and outcome.adapter.layers
+    assert outcome.ended == "stop" and outcome.steps_done == 5 == len(outcome.losses)
+    metadata = read_metadata(outcome.path)
+    assert (metadata["trilora.finished"], metadata["trilora.ended"]) == ("false", "stop")
+    assert state_path(tmp_path / "a.safetensors").is_file(), "it can go on later"
 
 
 def test_periodic_state_survives_a_crash(tmp_path):
@@ -112,3 +146,300 @@ def test_checkpointing_is_undone_and_changes_nothing(tmp_path):
     keep(recomputed, tmp_path / "b.safetensors")
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(values(plain), values(recomputed), strict=True))
     assert not any("forward" in vars(block) for block in recomputed.denoiser.blocks())
+
+
+def lines(path: Path, event: str) -> list[dict]:
+    found = [json.loads(line) for line in log_path(path).read_text(encoding="utf-8").splitlines()]
+    return [line for line in found if line["event"] == event]
+
+
+# --- measures -----------------------------------------------------------------
+
+
+def test_measures_reach_everyone_and_change_nothing(tmp_path):
+    run, held_out = watched()
+    plain = make_run(data=run.dataset)
+    keep(plain, tmp_path / "plain.safetensors")
+    path, heard = tmp_path / "a.safetensors", []
+    outcome = keep(run, path, held_out=held_out, listeners=Listeners(on_measure=heard.append))
+    assert same(values(plain), values(run)) and plain.losses == run.losses
+    assert [measure.step for measure in heard] == [0, 10, 20, 30, 40] and tuple(heard) == outcome.measures
+    assert heard[0].drift == 0 < heard[-1].drift
+    logged = [(line["step"], line["validation"], line["drift"]) for line in lines(path, "measure")]
+    assert logged == [(measure.step, measure.validation, measure.drift) for measure in heard]
+    again = find_finished(path, run.fingerprint())
+    assert again is not None and again.measures == outcome.measures
+
+
+def test_the_end_is_measured_also_between_two_times(tmp_path):
+    run, held_out = watched(replace(CONFIG, steps=13))
+    assert [m.step for m in keep(run, tmp_path / "a.safetensors", held_out=held_out).measures] == [0, 10, 13]
+
+
+def test_patience_ends_the_run_under_its_own_name(tmp_path):
+    run, held_out = watched(patience=2, keep_best=True, validate_every=4)
+    rising(run, best=8)
+    path = tmp_path / "a.safetensors"
+    outcome = keep(run, path, held_out=held_out)
+    assert outcome.finished and outcome.path == path and outcome.ended == "validation" and outcome.steps_done == 16
+    assert best_measure(outcome.measures).step == 8 and outcome.best == best_path(path)
+    assert "Ended after step 16: the validation loss was best at step 8" in outcome.note
+    assert str(best_path(path)) in outcome.note
+    metadata = read_metadata(path)
+    assert (metadata["trilora.finished"], metadata["trilora.ended"], metadata["ss_steps"]) == (
+        "true",
+        "validation",
+        "16",
+    )
+    assert files(tmp_path) == ["a.log.jsonl", "a.safetensors", "a_best.safetensors"]
+    again = find_finished(path, run.fingerprint())
+    assert again is not None and (again.ended, again.best, again.note) == ("validation", outcome.best, outcome.note)
+
+
+def test_the_best_adapter_is_that_of_its_step(tmp_path):
+    run, held_out = watched(keep_best=True, validate_every=4)
+    rising(run, best=8)
+    keep(run, tmp_path / "a.safetensors", held_out=held_out, dtype=torch.float32)
+    short = make_run(replace(run.config, monitor=MonitorConfig()), data=run.dataset)
+    keep(
+        short, tmp_path / "b.safetensors", lambda s: short.request_stop() if s.step == 8 else None, dtype=torch.float32
+    )
+    best, wanted = (read_adapter(tmp_path / name) for name in ("a_best.safetensors", "b_stopped_at_00008.safetensors"))
+    for stem, layer in best.layers.items():
+        assert all(torch.equal(one, other) for one, other in zip(layer.svd, wanted.layers[stem].svd, strict=True))
+    metadata = read_metadata(tmp_path / "a_best.safetensors")
+    assert (metadata["trilora.kept"], metadata["trilora.finished"], metadata["ss_steps"]) == ("best", "false", "8")
+    assert find_finished(tmp_path / "a_best.safetensors", run.fingerprint()) is None, "it is not the end of the run"
+
+
+def test_best_and_patience_go_on_in_a_resumed_run(tmp_path):
+    """Stopped one measure before its patience ends, it does not start to wait anew."""
+    ends = []
+    for name, stop in (("whole", 0), ("parts", 13)):
+        path = tmp_path / name / "a.safetensors"
+        for resume in (False, True) if stop else (False,):
+            run, held_out = watched(patience=2, keep_best=True, validate_every=4)
+            rising(run, best=8)
+            stopping = lambda s, run=run, stop=stop, resume=resume: run.request_stop() if s.step == stop else None  # noqa: E731
+            outcome = keep(run, path, stopping, held_out=held_out, resume=resume)
+        ends.append((outcome.steps_done, outcome.ended, outcome.measures, outcome.best.name, values(run)))
+    assert ends[0][:4] == ends[1][:4] and same(ends[0][4], ends[1][4])
+
+
+def test_a_measure_that_an_interrupt_prevented_is_made_up_for(tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def measured(measure):
+        if measure.step == 20 and not resumed:
+            raise Interrupted
+
+    path, resumed = tmp_path / "a.safetensors", False
+    run, held_out = watched()
+    monitored = {"held_out": held_out, "listeners": Listeners(on_measure=measured), "interrupts": (Interrupted,)}
+    inner, run.predict = run.predict, lambda rows: _raise(Interrupted) if run.step == 20 else inner(rows)
+    with pytest.raises(Interrupted):
+        keep(run, path, **monitored)
+    assert (tmp_path / "a_stopped_at_00020.safetensors").is_file()
+    resumed = True
+    run, _ = watched()
+    assert [m.step for m in keep(run, path, resume=True, **monitored).measures] == [0, 10, 20, 30, 40]
+    assert [line["step"] for line in lines(path, "measure")] == [0, 10, 20, 30, 40]
+
+
+def _raise(kind):
+    raise kind
+
+
+# --- files on the way ---------------------------------------------------------
+
+
+def test_the_latest_adapters_by_step_stay_and_nothing_else_is_deleted(tmp_path):
+    config = replace(CONFIG, save_every=5, monitor=MonitorConfig(keep_adapters=2))
+    path, mine = tmp_path / "a.safetensors", tmp_path / "a_step_00001.safetensors"
+    mine.write_text("of the user")
+    outcome = keep(make_run(config), path)
+    assert outcome.kept == (step_path(path, 30), step_path(path, 35)) and mine.read_text() == "of the user"
+    names = ["a.log.jsonl", "a.safetensors", mine.name, "a_step_00030.safetensors", "a_step_00035.safetensors"]
+    assert files(tmp_path) == names
+    assert read_metadata(outcome.kept[0])["trilora.kept"] == "step"
+    assert [line["what"] for line in lines(path, "file")] == ["step"] * 7 + ["result"]
+
+
+def test_a_resumed_run_goes_on_to_delete_what_it_kept_before(tmp_path):
+    config = replace(CONFIG, save_every=5, monitor=MonitorConfig(keep_adapters=2))
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        keep(make_run(config), path, stop_at(13))
+    assert [name for name in files(tmp_path) if "step" in name] == [
+        "a_step_00005.safetensors",
+        "a_step_00010.safetensors",
+    ]
+    outcome = keep(make_run(config), path, resume=True)
+    assert [name for name in files(tmp_path) if "step_" in name] == [file.name for file in outcome.kept]
+
+
+def test_a_state_may_stay_and_go_on_to_more_steps(tmp_path):
+    path = tmp_path / "a.safetensors"
+    config = replace(CONFIG, monitor=MonitorConfig(keep_state=True))
+    constant = replace(config, optimizer=replace(config.optimizer, schedule="constant"))
+    keep(make_run(constant), path)
+    assert state_path(path).is_file()
+    longer, whole = make_run(replace(constant, steps=50)), make_run(replace(constant, steps=50))
+    seen = []
+    keep(longer, path, lambda step: seen.append(step.step), resume=True)
+    keep(whole, tmp_path / "b.safetensors")
+    assert seen[0] == 41 and same(values(longer), values(whole))
+
+
+def test_options_that_could_do_nothing_are_refused_before_the_first_step(tmp_path):
+    previews = MonitorConfig(preview_every=5, preview_prompts=("a",))
+    cases = (
+        (MonitorConfig(validation_share=0.1), "no pictures were held out"),
+        (previews, "nothing here to draw with"),
+        (MonitorConfig(keep_adapters=2), "save_every is 0"),
+    )
+    for monitor, message in cases:
+        run = make_run(replace(CONFIG, monitor=monitor))
+        with pytest.raises(InputError, match=message):
+            keep(run, tmp_path / "a.safetensors")
+        assert run.step == 0 and files(tmp_path) == []
+
+
+# --- previews -----------------------------------------------------------------
+
+
+class Painter:
+    """Draws pictures of one colour; `broken` are the calls that fail as an overflowing VAE does."""
+
+    def __init__(self, broken: set[int] = frozenset()) -> None:
+        self.broken, self.calls = broken, 0
+
+    def preview(self, prompts, seeds):
+        self.calls += 1
+        torch.manual_seed(0)
+        if self.calls in self.broken:
+            raise InputError("the picture is not finite")
+        return [Image.new("RGB", (16, 16), (seed, 0, 0)) for seed in seeds]
+
+
+def preview_run(**monitor):
+    monitor = MonitorConfig(preview_every=15, preview_prompts=("a", "b"), preview_seed=7, **monitor)
+    return make_run(replace(CONFIG, monitor=monitor))
+
+
+def test_previews_are_drawn_at_the_start_on_the_way_and_at_the_end(tmp_path):
+    run, plain, heard = preview_run(), make_run(), []
+    path = tmp_path / "a.safetensors"
+    keep(plain, tmp_path / "plain.safetensors")
+    keep(
+        run, path, previewer=Painter(), listeners=Listeners(on_preview=lambda step, paths: heard.append((step, paths)))
+    )
+    assert same(values(plain), values(run)), "the previewer seeded the global generator, to no effect"
+    assert [step for step, _ in heard] == [0, 15, 30, 40]
+    assert [file.name for file in heard[1][1]] == ["step_00015_0.png", "step_00015_1.png", "strip.png"]
+    assert len(list((tmp_path / "a_previews").iterdir())) == 4 * 2 + 1
+    assert Image.open(heard[-1][1][-1]).width == 5 * 264
+
+
+def test_a_preview_that_fails_does_not_end_the_run(tmp_path):
+    run, problems = preview_run(), []
+    path = tmp_path / "a.safetensors"
+    outcome = keep(run, path, previewer=Painter({2}), listeners=Listeners(on_problem=problems.append))
+    assert outcome.finished and problems == ["no preview at step 15: the picture is not finite"]
+    assert [("problem" in line, line["step"]) for line in lines(path, "preview")] == [
+        (False, 0),
+        (True, 15),
+        (False, 30),
+        (False, 40),
+    ]
+
+
+def test_a_resumed_run_draws_what_is_missing_and_one_strip(tmp_path):
+    path, painter = tmp_path / "a.safetensors", Painter()
+    with pytest.raises(KeyboardInterrupt):
+        keep(preview_run(), path, stop_at(15), previewer=painter)
+    keep(preview_run(), path, resume=True, previewer=painter)
+    assert painter.calls == 4
+    with Image.open(tmp_path / "a_previews" / "strip.png") as strip:
+        assert strip.width == 5 * 264
+
+
+# --- the end ------------------------------------------------------------------
+
+
+def test_the_log_tells_the_whole_run_once_however_often_it_was_stopped(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for stop in (7, 19):
+        with pytest.raises(KeyboardInterrupt):
+            keep(make_run(), path, stop_at(stop), resume=True)
+    run = make_run()
+    keep(run, path, resume=True)
+    assert [line["step"] for line in lines(path, "step")] == list(range(1, 41))
+    assert [line["loss"] for line in lines(path, "step")] == run.losses
+    assert [line["step"] for line in lines(path, "start")] == [0, 7, 19]
+    assert [(line["ended"], line["step"]) for line in lines(path, "end")] == [
+        ("interrupt", 7),
+        ("interrupt", 19),
+        ("steps", 40),
+    ]
+    assert lines(path, "end")[-1]["file"] == str(path)
+
+
+def test_a_stop_in_the_middle_of_accumulation_waits_for_the_whole_step(tmp_path):
+    config = replace(CONFIG, batch_size=1, optimizer=replace(CONFIG.optimizer, accumulation=4))
+    whole, stopped, path = make_run(config), make_run(config), tmp_path / "a.safetensors"
+    keep(whole, tmp_path / "whole.safetensors")
+    inner = stopped.denoiser.predict
+
+    def predict(*args):
+        if stopped.denoiser.calls == 4 * 6 + 2:  # the third of four batches of step 7
+            stopped.request_stop()
+        return inner(*args)
+
+    stopped.denoiser.predict = predict
+    assert keep(stopped, path).path.name == "a_stopped_at_00007.safetensors"
+    resumed = make_run(config)
+    keep(resumed, path, resume=True)
+    assert same(values(whole), values(resumed))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signal to itself")
+def test_control_c_in_the_middle_of_a_step_waits_until_it_is_whole(tmp_path):
+    assert threading.current_thread() is threading.main_thread()
+    whole, stopped, path = make_run(), make_run(), tmp_path / "a.safetensors"
+    keep(whole, tmp_path / "whole.safetensors")
+    inner = stopped.optimizer.step
+
+    def step(*args, **kwargs):
+        if stopped.step == 9:  # counted already, while its parameters move
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(*args, **kwargs)
+
+    stopped.optimizer.step = step
+    with pytest.raises(KeyboardInterrupt):
+        keep(stopped, path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (tmp_path / "a_stopped_at_00009.safetensors").is_file() and len(lines(path, "step")) == 9
+    resumed = make_run()
+    keep(resumed, path, resume=True)
+    assert same(values(whole), values(resumed))
+
+
+def test_a_stop_before_the_first_step_says_that_nothing_was_trained(tmp_path):
+    run = make_run()
+    run.request_stop()
+    with pytest.raises(InputError, match="stopped before its first step"):
+        keep(run, tmp_path / "a.safetensors")
+    assert files(tmp_path) == ["a.log.jsonl"]
+
+
+def test_a_saved_mean_is_what_lies_in_the_file(tmp_path):
+    run = make_run(replace(CONFIG, ema=0.9))
+    outcome = keep(run, tmp_path / "a.safetensors", dtype=torch.float32)
+    with run.as_saved():
+        mean = run.trainable.canonical()
+    for stem, layer in outcome.adapter.layers.items():
+        ours, theirs = ((x.svd.u * x.svd.s) @ x.svd.vh for x in (layer, mean[stem]))
+        assert torch.allclose(ours, theirs, atol=1e-6)

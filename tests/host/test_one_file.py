@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.adapters import dense, relative_error
 from trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from trilora_core.keys import stem_of_diffusers_module
+from trilora_core.layers import kinds_of
 
 from .discovery import Host
 from .in_process import run_in_host
@@ -33,19 +34,20 @@ LAYOUT = {
         "projection_class_embeddings_input_dim": 56,
     },
 }
-LAYERS = {"sd15": 128, "sdxl": 8 * (2 * 2 + 3 * 2 + 3 + 3 * 3 + 2 * 3)}  # attention linears of the real block layouts
+# attention, feed-forward, ways in and out, residual blocks, samplers: everything that a choice of layers can adapt
+LAYERS = {"sd15": 276, "sdxl": 366}
 
 
 @pytest.mark.parametrize("kind", list(LAYOUT))
 def test_three_readers_one_change(host: Host, kind: str, tmp_path: Path) -> None:
-    from tests.test_fileformat_diffusers import ATTENTION, adapter_for, pipeline
+    from tests.test_fileformat_diffusers import ATTENTION, OTHERS, adapter_for, pipeline
 
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8, layers_per_block=2, cross_attention_dim=24, norm_num_groups=32, **LAYOUT[kind]
     )
-    adapter, modules = adapter_for(kind, unet, ATTENTION)
-    assert len(adapter.layers) == LAYERS[kind]
+    adapter, modules = adapter_for(kind, unet, ATTENTION + OTHERS)
+    assert len(adapter.layers) == len(kinds_of(adapter.layers, kind)) == LAYERS[kind]
     file = tmp_path / "one.safetensors"
     write_adapter(file, Adapter(adapter.layers, {}), dtype=torch.float16)
     paths = {way: str(tmp_path / f"{way}.safetensors") for way in ("ours", "native")}

@@ -214,7 +214,9 @@ def _objects(model: Any) -> dict[str, int]:
 
 
 def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
-    return weight if rows is None else weight[rows[0] : rows[1]]
+    """The rows of a weight as (out, in · kernel), over the same memory."""
+    flat = weight.flatten(1)
+    return flat if rows is None else flat[rows[0] : rows[1]]
 
 
 def _clear(adapter: Any) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from tests.adapters import dense, make_layer, relative_error
 from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
 from trilora_core.keys import stem_of_diffusers_module
+from trilora_core.layers import kinds_of
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -108,10 +109,14 @@ def test_a_file_that_peft_made_is_read_as_peft_applies_it(tmp_path):
 def test_flux_files_pass_the_converter_and_keep_their_change(tmp_path):
     """The converter knows only the real widths, so the layers are thin instead: few inputs."""
     names = {
-        "lora_unet_double_blocks_0_img_attn_qkv": ("to_q", "to_k", "to_v"),
-        "lora_unet_double_blocks_0_img_attn_proj": ("to_out.0",),
-        "lora_unet_double_blocks_0_txt_attn_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-        "lora_unet_double_blocks_0_txt_attn_proj": ("to_add_out",),
+        "lora_unet_double_blocks_0_img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "lora_unet_double_blocks_0_img_attn_proj": ("attn.to_out.0",),
+        "lora_unet_double_blocks_0_txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "lora_unet_double_blocks_0_txt_attn_proj": ("attn.to_add_out",),
+        "lora_unet_double_blocks_0_img_mlp_0": ("ff.net.0.proj",),
+        "lora_unet_double_blocks_0_img_mlp_2": ("ff.net.2",),
+        "lora_unet_double_blocks_0_txt_mlp_0": ("ff_context.net.0.proj",),
+        "lora_unet_double_blocks_0_txt_mlp_2": ("ff_context.net.2",),
     }
     layers = {stem: make_layer(12 * len(parts), 8, 3, seed=len(stem)) for stem, parts in names.items()}
     layers["lora_unet_single_blocks_0_linear1"] = make_layer(3 * 3072 + 12288, 8, 3)
@@ -119,7 +124,7 @@ def test_flux_files_pass_the_converter_and_keep_their_change(tmp_path):
     write_adapter(tmp_path / "a.safetensors", Adapter(layers, {}), dtype=torch.float32)
     state, alphas = diffusers.FluxPipeline.lora_state_dict(tmp_path, weight_name="a.safetensors", return_alphas=True)
     assert not alphas
-    prefix = "transformer.transformer_blocks.0.attn."
+    prefix = "transformer.transformer_blocks.0."
     for stem, parts in names.items():
         assert relative_error(joined(state, [prefix + part for part in parts]), dense(layers[stem])) < 1e-5, stem
     prefix = "transformer.single_transformer_blocks.0."
@@ -127,7 +132,8 @@ def test_flux_files_pass_the_converter_and_keep_their_change(tmp_path):
     assert relative_error(joined(state, parts), dense(layers["lora_unet_single_blocks_0_linear1"])) < 1e-5
     last = joined(state, [f"{prefix}proj_out"])
     assert relative_error(last, dense(layers["lora_unet_single_blocks_0_linear2"])) < 1e-5
-    assert len(state) == 2 * 13
+    assert set(kinds_of(layers, "flux")) == set(layers)
+    assert len(state) == 2 * 17
 
 
 def joined(state: dict[str, torch.Tensor], modules: list[str]) -> torch.Tensor:
@@ -146,7 +152,10 @@ def test_sd3_files_load_into_the_transformer(tmp_path):
         caption_projection_dim=16,
         pooled_projection_dim=16,
     )
-    adapter, stems = adapter_for("sd3", transformer, (*ATTENTION, "add_q_proj", "to_add_out"))
+    endings = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", ".net.0.proj", ".net.2")
+    adapter, stems = adapter_for("sd3", transformer, endings)
+    kinds = list(kinds_of(stems, "sd3").values())
+    assert len(kinds) == len(stems) and kinds.count("joint") == 15 and kinds.count("ff") == 6
     write_adapter(tmp_path / "a.safetensors", adapter, dtype=torch.float16)
     before = {path: transformer.get_submodule(path).weight.clone() for path in stems.values()}
     mixin = diffusers.StableDiffusion3Pipeline

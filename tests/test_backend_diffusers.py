@@ -281,13 +281,15 @@ def test_gradients_flow_into_the_adapter_only_and_the_base_stays_as_it_is(pipe: 
     assert equal(before, weights(pipe)) and hooks(pipe) == 0
 
 
-def test_checkpointed_blocks_give_the_same_gradients(pipe: Any) -> None:
+@pytest.mark.parametrize("which", ["attention", "attention+ff+conv"])
+def test_checkpointed_blocks_give_the_same_gradients(pipe: Any, which: str) -> None:
     denoiser = DiffusersDenoiser(pipe)
     latents, noise, cond = batch(pipe, 2)
     found = []
+    targets = denoiser.targets(LayerConfig(which))
     for recompute in (False, True):
-        adapter = TriLoRA.create(denoiser.targets(), AdapterConfig(rank=2), seed=0, data_hash="x")
-        with adapter.attach(denoiser.targets()), checkpointed(denoiser.blocks() if recompute else []):
+        adapter = TriLoRA.create(targets, AdapterConfig(rank=2), seed=0, data_hash="x")
+        with adapter.attach(targets), checkpointed(denoiser.blocks() if recompute else []):
             prediction, target = denoiser.predict(latents, noise, torch.tensor([3, 800]), cond)
             (prediction - target).square().mean().backward()
         found.append(torch.cat([branch.up.grad.flatten() for branch in adapter.branches.values()]))

@@ -105,12 +105,12 @@ def test_dropped_directions_weigh_as_much_on_average():
     run, total = make_run(config), torch.zeros_like(wanted)
     rows = run._lines[0].batch(0)
     with run.trainable.attach(run.denoiser.targets()):
-        for number in range(400):
+        for number in range(150):
             run.optimizer.zero_grad()
             with run.trainable.rank_dropout(0, number):
                 sum(run._loss([row]) for row in rows).backward()
             total += torch.cat([branch.up.grad.flatten() for branch in run.trainable.branches.values()])
-    assert (total / 400 - wanted).norm() < 0.06 * wanted.norm()
+    assert (total / 150 - wanted).norm() < 0.08 * wanted.norm()
 
 
 def test_min_snr_weighs_each_sample_beside_masks_and_shares_of_the_batch():
@@ -160,8 +160,8 @@ def test_the_penalty_adds_its_gradient_once_and_is_not_in_the_loss(accumulation)
 
 
 def test_the_penalty_makes_the_factors_more_orthogonal():
-    loose = make_run(replace(CONFIG, steps=60, loss=LossConfig()))
-    tight = make_run(replace(CONFIG, steps=60, loss=LossConfig(orthogonality=0.1)))
+    loose = make_run(replace(CONFIG, steps=30, loss=LossConfig()))
+    tight = make_run(replace(CONFIG, steps=30, loss=LossConfig(orthogonality=0.1)))
     for run in (loose, tight):
         go(run)
     assert tight.trainable.orthogonality() < 0.2 * loose.trainable.orthogonality()

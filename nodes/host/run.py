@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...trilora_core.adapter import TriLoRA
 from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
+from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
+from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
 from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_to_file
 from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
 from . import models
@@ -54,7 +58,7 @@ def train_in_host(
     report.progress.text("preparing the model")
     with training(patcher):
         run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash)
-        outcome = _train(run, output, report, resume=resume)
+        outcome = _train(run, output, report, _measure(run, report), resume=resume)
     how = "Trained" if outcome.finished else f"Stopped early, at step {outcome.steps_done} of {config.steps}"
     return outcome, _said(node_id, f"{how}: saved as {outcome.path}")
 
@@ -97,7 +101,18 @@ def _prepare(
     return run
 
 
-def _train(run: Run, output: Path, report: _Reporter, *, resume: bool) -> Outcome:
+def _measure(run: Run, report: _Reporter) -> Estimate:
+    """Say in the log and on the node what the run will need of the device's memory."""
+    report.progress.text("measuring memory")
+    found = preflight(run)
+    log.log(logging.INFO if found.fits else logging.WARNING, "memory: %s", "\n".join(found.lines()))
+    report.progress.text("\n".join(found.lines()))
+    report.device = run.device
+    report.short = "" if found.fits else "memory may not suffice: see ComfyUI's log"
+    return found
+
+
+def _train(run: Run, output: Path, report: _Reporter, memory: Estimate, *, resume: bool) -> Outcome:
     stopped: list[Path] = []
     try:
         return train_to_file(
@@ -109,6 +124,9 @@ def _train(run: Run, output: Path, report: _Reporter, *, resume: bool) -> Outcom
             interrupts=(interrupt_type(),),
             on_stopped=stopped.append,
         )
+    except OUT_OF_MEMORY as error:
+        make_room(run, error)
+        raise InputError(out_of_memory(run, memory, stopped[0] if stopped else None)) from error
     finally:
         if stopped:
             _said(report.node_id, f"stopped at step {run.step} of {run.config.steps}; kept as {stopped[0]}")
@@ -120,6 +138,8 @@ class _Reporter:
     def __init__(self, node_id: str | None, steps: int) -> None:
         self.node_id = node_id
         self.progress = Progress(node_id, steps)
+        self.device = torch.device("cpu")
+        self.short = ""  # a line about memory, below every text
         self._smooth: float | None = None
         self._pace: float | None = None  # seconds per step, smoothed
         self._shown = 0.0
@@ -142,6 +162,8 @@ class _Reporter:
         left = _clock(pace * (step.steps - step.step))
         loss = "-" if self._smooth is None else f"{self._smooth:.4f}"
         note = f"\nstep left out: {step.dropped}" if step.dropped else ""
+        self.short = spilled(self.device) or self.short
+        note += f"\n{self.short}" if self.short else ""
         return f"step {step.step} of {step.steps} · loss {loss} · {pace:.2f} s/step · {left} left{note}"
 
 

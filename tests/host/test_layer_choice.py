@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -91,3 +92,16 @@ def test_the_node_sets_its_own_options(host: Host) -> None:
         "set": ["attention+ff", "*attn*", "*_ff_*", "-", "*to_k"],
         "rank_dropout": 0.25,
     }
+
+
+def test_a_run_trains_the_chosen_layers_and_says_so(host: Host) -> None:
+    found = measured(host)["trained"]
+    assert found["kinds"] == {"cross": 12, "ff": 6, "proj": 6, "conv": 14} and found["others"] == []
+    assert found["learnt"] == 38 and found["untouched"]
+    said = json.loads(found["arguments"])
+    assert (said["layers"], said["layers_include"], said["layers_exclude"], said["conv_dim"]) == (
+        "attention+ff+conv",
+        "*_mid_* *_up_*",
+        "*attn1*",
+        "2",
+    )

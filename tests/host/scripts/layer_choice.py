@@ -20,7 +20,11 @@ from . import bridge_training_models as small
 
 def main(pack: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Measures for each kind of model in arguments["kinds"]."""
-    return {"node": _node(pack), **{kind: _Case(pack, kind).measure() for kind in arguments["kinds"]}}
+    return {
+        "node": _node(pack),
+        "trained": _trained(pack),
+        **{kind: _Case(pack, kind).measure() for kind in arguments["kinds"]},
+    }
 
 
 def _node(pack: Any) -> dict[str, Any]:
@@ -42,6 +46,32 @@ def _node(pack: Any) -> dict[str, Any]:
         "kept": [after.steps, after.adapter.init],
         "set": [after.adapter.layers.which, *after.adapter.layers.include, "-", *after.adapter.layers.exclude],
         "rank_dropout": after.adapter.rank_dropout,
+    }
+
+
+def _trained(pack: Any) -> dict[str, Any]:
+    """Two steps on SD1.5's shape with a choice of layers, from the node's run to its file."""
+    names = (".trilora_core.config", ".trilora_core.data.dataset", ".trilora_core.layers", ".nodes.host.run")
+    config, data, layers, host = (import_module(name, pack.__name__) for name in names)
+    chosen = config.LayerConfig("attention+ff+conv", include=("*_mid_*", "*_up_*"), exclude=("*attn1*",))
+    options = config.TrainConfig(
+        steps=2, gradient_checkpointing=True, adapter=config.AdapterConfig(rank=2, layers=chosen)
+    )
+    latents = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    pictures = data.load_tensors(latents, [small.condition("sd15", seed) for seed in range(2)])
+    patcher = small.load("sd15")
+    before = training._contents(patcher.model)
+    with torch.inference_mode():  # as a node
+        outcome, _ = host.train_in_host(
+            patcher, pictures, "chosen", options, resume=False, start_from=None, prior=None, node_id=None
+        )
+    kinds = layers.kinds_of(outcome.adapter.layers, "sd15")
+    return {
+        "kinds": Counter(kinds.values()),
+        "others": [stem for stem in outcome.adapter.layers if stem not in kinds or "_down_" in stem],
+        "arguments": outcome.adapter.metadata["ss_network_args"],
+        "learnt": sum(bool(layer.svd.s.any()) for layer in outcome.adapter.layers.values()),
+        "untouched": training._contents(patcher.model) == before and training._clean(patcher.model),
     }
 
 

@@ -189,7 +189,7 @@ SETTINGS = {
     "adafactor": {"learning_rate": 1e-2, "schedule": "cosine"},
     "prodigy": {"learning_rate": 1.0, "warmup_steps": 0},  # it warms up by itself
     "schedulefree": {"learning_rate": 1e-2},
-    "lion": {"learning_rate": 5e-3, "schedule": "cosine", "beta2": 0.99},
+    "lion": {"learning_rate": 5e-3, "schedule": "cosine"},
 }
 LIBRARIES = {
     "adamw8bit": "bitsandbytes",

@@ -103,7 +103,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01  # on up and down only
     beta1: float = 0.9
-    beta2: float = 0.999
+    beta2: float | None = None  # None: the method's own, 0.999, or 0.99 for lion
     schedule: str = "constant"
     warmup_steps: int = 0  # optimizer steps from 0 to the full rate
     clip_norm: float = 1.0  # largest global gradient norm; 0 = no clipping
@@ -117,7 +117,8 @@ class OptimizerConfig:
         _number("learning_rate", self.learning_rate, above=0.0)
         _number("weight_decay", self.weight_decay, least=0.0)
         _number("beta1", self.beta1, least=0.0, below=1.0)
-        _number("beta2", self.beta2, least=0.0, below=1.0)
+        if self.beta2 is not None:
+            _number("beta2", self.beta2, least=0.0, below=1.0)
         _one_of("schedule", self.schedule, SCHEDULES)
         _whole("warmup_steps", self.warmup_steps, 0)
         _number("clip_norm", self.clip_norm, least=0.0)

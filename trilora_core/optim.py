@@ -174,16 +174,21 @@ def _numbers(values: dict[str, float | str]) -> dict[str, float]:
     return {name: float(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
+def _betas(config: OptimizerConfig) -> tuple[float, float]:
+    own = 0.99 if config.name == "lion" else 0.999
+    return config.beta1, own if config.beta2 is None else config.beta2
+
+
 def _simple(kind: Any, groups: Groups, config: OptimizerConfig) -> Any:
     """AdamW of 8 bits where a factor has 4096 numbers or more (Dettmers et al. 2022); Lion (Chen et al. 2023)."""
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    return kind(groups, lr=config.learning_rate, betas=_betas(config))
 
 
 def _adamw(kind: Any, groups: Groups, config: OptimizerConfig) -> Any:
     """AdamW (Loshchilov & Hutter 2019)."""
     # fused: one kernel for all factors, where a loop over hundreds of small tensors would cost more than the maths
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+    return kind(groups, lr=config.learning_rate, betas=_betas(config), fused=fused)
 
 
 def _adafactor(kind: Any, groups: Groups, config: OptimizerConfig) -> Any:
@@ -201,7 +206,7 @@ def _adafactor(kind: Any, groups: Groups, config: OptimizerConfig) -> Any:
 
 def _prodigy(kind: Any, groups: Groups, config: OptimizerConfig) -> Any:
     """Prodigy (Mishchenko & Defazio 2024), with what its authors advise for diffusion models."""
-    betas = (config.beta1, config.beta2)
+    betas = _betas(config)
     return kind(groups, lr=config.learning_rate, betas=betas, use_bias_correction=True, safeguard_warmup=True)
 
 

@@ -52,7 +52,12 @@ def watched(config=CONFIG, *, count=8, denoiser=None, **monitor):
 def rising(run, best):
     """Make validation fall until step `best` and rise from there on: a stand-in for overfitting."""
     inner = run.predict
-    run.predict = lambda rows: tuple(part * (1 + abs(run.step - best)) for part in inner(rows))
+
+    def predict(rows):
+        prediction, target = inner(rows)
+        return prediction, target + 10 * abs(run.step - best)
+
+    run.predict = predict
 
 
 def test_a_finished_run_leaves_one_file_and_is_found_again(tmp_path):
@@ -215,13 +220,16 @@ def test_the_best_adapter_is_that_of_its_step(tmp_path):
 def test_best_and_patience_go_on_in_a_resumed_run(tmp_path):
     """Stopped one measure before its patience ends, it does not start to wait anew."""
     ends = []
-    for name, stop in (("whole", 0), ("parts", 13)):
-        path = tmp_path / name / "a.safetensors"
-        for resume in (False, True) if stop else (False,):
+    for name, stops in (("whole", (0,)), ("parts", (13, 0))):
+        for stop in stops:
             run, held_out = watched(patience=2, keep_best=True, validate_every=4)
             rising(run, best=8)
-            stopping = lambda s, run=run, stop=stop, resume=resume: run.request_stop() if s.step == stop else None  # noqa: E731
-            outcome = keep(run, path, stopping, held_out=held_out, resume=resume)
+
+            def on_step(step, run=run, stop=stop):
+                if step.step == stop:
+                    run.request_stop()
+
+            outcome = keep(run, tmp_path / name / "a.safetensors", on_step, held_out=held_out, resume=True)
         ends.append((outcome.steps_done, outcome.ended, outcome.measures, outcome.best.name, values(run)))
     assert ends[0][:4] == ends[1][:4] and same(ends[0][4], ends[1][4])
 

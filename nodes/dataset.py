@@ -91,7 +91,7 @@ class TriLoRADataset(io.ComfyNode):
         options, node = options or DataOptions(), cls.hidden.unique_id
         config = options.config(resolution, trigger_word, str(dataset_folder(folder)), skip_unreadable)
         encoder = HostEncoder(clip, vae)
-        data = load_folder(config, encoder, data_store(options.cache), reporter(node, "encoded"))
+        data = load_folder(config, encoder, data_store(options.cache), reporter(node, "prepared"))
         announce_data(node, data, f"; {encoder.encoded} encoded anew")
         return io.NodeOutput(DatasetValue(data, clip, vae))
 
@@ -151,7 +151,7 @@ class TriLoRADatasetFromImages(io.ComfyNode):
         lines = captions.splitlines() if captions.strip() else []
         weights = masks_of_images(images, masks, config.masks.source)
         encoder, store = HostEncoder(clip, vae), data_store(options.cache)
-        data = load_images(images[..., :3], lines, config, encoder, store, reporter(node, "encoded"), weights)
+        data = load_images(images[..., :3], lines, config, encoder, store, reporter(node, "prepared"), weights)
         announce_data(node, data, f"; {encoder.encoded} encoded anew")
         return io.NodeOutput(DatasetValue(data, clip, vae))
 

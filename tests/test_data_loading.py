@@ -79,12 +79,13 @@ def test_content_hash_follows_the_content_and_not_the_place(tmp_path: Path) -> N
         hashed(captions=CaptionConfig(prefix="style")),
         hashed(framing=FramingConfig(flip=True)),
         hashed(max_train_samples=2),
+        hashed(trigger_word="fox"),
     }
     (tmp_path / "two" / "3.txt").write_text("a wolf")
     others.add(hashed())
     Image.new("RGB", (32, 32)).save(tmp_path / "one" / "3.png")
     others.add(hashed("one"))
-    assert len({first, *others}) == 10
+    assert len({first, *others}) == 11
 
 
 def test_a_broken_picture_stops_or_is_skipped_and_named(tmp_path: Path) -> None:

@@ -45,6 +45,6 @@ def drawn_prior(
     wanted = replace(wanted, folder=str(folder))
     found, drawn = ensure_prior(wanted, previewer, reporter(node_id, "class pictures:"), base=base)
     config = DataConfig(str(folder), resolution)
-    data = load_folder(config, encoder, store, reporter(node_id, "encoded"))
+    data = load_folder(config, encoder, store, reporter(node_id, "prepared"))
     announce_data(node_id, data, f"; {found} were there, {drawn} drawn; kept in {folder}")
     return data

@@ -21,7 +21,7 @@ def run(server: Server, graph: Graph) -> tuple[Outcome, dict[str, str]]:
     """The outcome of a graph, and the last text that each node showed while it ran."""
     with server.client.listen() as events:
         outcome = server.client.run(graph)
-    return outcome, {node: said for node, said in events.of("text") if not said.startswith("encoded ")}
+    return outcome, {node: said for node, said in events.of("text") if not said.startswith("prepared ")}
 
 
 def error(server: Server, graph: Graph) -> str:

@@ -165,7 +165,7 @@ def load_tensors(
     """
     if not latents or len(cond) != len(latents):
         raise InputError(f"{len(latents)} latents came with {len(cond)} conditionings; wanted one for each, at least 1")
-    store, total = MemoryStore(), hashlib.sha256(b"trilora tensors 1")
+    store, total = MemoryStore(), hashlib.sha256(f"trilora tensors 2 {config.trigger_word if config else ''}".encode())
     items = []
     for index, (latent, entry) in enumerate(zip(latents, cond, strict=True)):
         name = f"picture {index + 1}"
@@ -174,8 +174,8 @@ def load_tensors(
         if kept.ndim != 3 or not bool(torch.isfinite(kept).all()):
             raise InputError(f"{name} has latents of shape {tuple(kept.shape)}; wanted finite numbers, (C, h, w)")
         digest = hashlib.sha256(kept.numpy().tobytes())
-        for tensor in _tensors((entry, mask)):
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        for part in _parts((entry, mask)):
+            digest.update(part)
         keys = [f"{kind} {index}" for kind in ("latents", "cond", "mask")]
         store.put(keys[0], kept)
         store.put(keys[1], entry)
@@ -205,12 +205,18 @@ def normal(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _parts(value: Any) -> Iterator[bytes]:
+    """What a structure of tensors and plain values holds, in an order that does not depend on how it was built."""
     if isinstance(value, Tensor):
-        yield value
+        yield f"{tuple(value.shape)}".encode()
+        yield value.detach().float().cpu().contiguous().numpy().tobytes()
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
-            yield from _tensors(value[key])
+            yield f"{key}:".encode()
+            yield from _parts(value[key])
     elif isinstance(value, (list, tuple)):
+        yield f"{len(value)};".encode()
         for entry in value:
-            yield from _tensors(entry)
+            yield from _parts(entry)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        yield repr(value).encode()

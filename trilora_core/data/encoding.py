@@ -99,8 +99,9 @@ def _dataset(
     placed: Callable[[Any, Frame], Any] | None = None,
 ) -> Dataset:
     total = hashlib.sha256()
-    # keys cover pixels, crops, captions and encoder; these options act on each draw
-    total.update(f"trilora data 2 {(config.captions.dropout, config.masks.floor, config.max_train_samples)}".encode())
+    # keys cover pixels, crops, captions and encoder; these options act on each draw, or are written into the file
+    options = (config.captions.dropout, config.masks.floor, config.max_train_samples, config.trigger_word)
+    total.update(f"trilora data 2 {options}".encode())
     for item in items:
         total.update("|".join((*item.latents, *item.masks, *item.cond, f"{item.repeats};")).encode())
     return Dataset(items, store, config, total.hexdigest(), blank, placed, skipped, notes)

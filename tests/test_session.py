@@ -451,3 +451,16 @@ def test_a_saved_mean_is_what_lies_in_the_file(tmp_path):
     for stem, layer in outcome.adapter.layers.items():
         ours, theirs = ((x.svd.u * x.svd.s) @ x.svd.vh for x in (layer, mean[stem]))
         assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_only_what_ends_a_run_or_picks_another_result_makes_it_another_run():
+    def prints(**monitor):
+        run = make_run(replace(CONFIG, monitor=MonitorConfig(**monitor)))
+        return run.fingerprint(), run.fingerprint(with_steps=False)
+
+    plain = prints()
+    same_result = {"validate_every": 7, "keep_state": True, "preview_every": 3, "preview_prompts": ("a",)}
+    assert prints(**same_result) == plain
+    ends = [prints(validation_share=0.1, **more) for more in ({"patience": 2}, {"patience": 3}, {"keep_best": True})]
+    assert len({plain[0], *(whole for whole, _ in ends)}) == 4
+    assert {resumable for _, resumable in ends} == {plain[1]}, "how it is watched may change when it goes on"

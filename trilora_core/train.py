@@ -314,11 +314,16 @@ def data_hash(dataset: Dataset, prior: Dataset | None) -> str:
 def run_fingerprint(
     config: TrainConfig, data_hash: str, base_fingerprint: str, start_hash: str = "", *, with_steps: bool = True
 ) -> str:
-    """What the result of a run depends on, as a hash: options, data, base model, start; `steps` may be left out."""
-    options = asdict(config)
-    del options["save_every"], options["epochs"]  # the steps that they make are there
+    """What the result of a run depends on, as a hash: options, data, base model, start; `steps` may be left out.
+
+    Pictures that are held out are missing in the data; what else is watched changes nothing but the end.
+    """
+    options, watch = asdict(config), config.monitor
+    del options["save_every"], options["epochs"], options["monitor"]  # the steps that epochs make are there
     if not with_steps:
         del options["steps"]
+    elif watch.patience or watch.keep_best:
+        options["best"] = (watch.validate_every, watch.patience, watch.keep_best)
     parts = (sorted(options.items()), data_hash, base_fingerprint, start_hash)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

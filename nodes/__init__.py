@@ -8,8 +8,10 @@ from .apply import ApplyTriLoRA
 from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
 from .dataset_options import TriLoRADatasetOptions
 from .files import LoadTriLoRA, SaveTriLoRA
+from .host import routes
 from .layer_options import TriLoRALayerOptions
 from .merge import MergeTriLoRA
+from .monitor_options import TriLoRAMonitorOptions
 from .options import TriLoRAOptimizerOptions
 from .prior import TriLoRAPriorPictures
 from .report import TriLoRADatasetReport
@@ -26,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TriLoRAPriorPictures,
     TriLoRAOptimizerOptions,
     TriLoRALayerOptions,
+    TriLoRAMonitorOptions,
     TrainTriLoRA,
     SaveTriLoRA,
     LoadTriLoRA,
@@ -38,5 +41,6 @@ class TriLoRAExtension(ComfyExtension):
     """What the host asks for its list of nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """List every node of the pack."""
+        """List every node of the pack; the oldest host asks for nothing else, so its routes are made here too."""
+        routes.register()
         return list(NODES)

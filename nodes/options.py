@@ -6,11 +6,18 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..trilora_core.config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, TrainConfig
+from ..trilora_core.config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, LossConfig, TrainConfig
+from .loss_inputs import loss_inputs, rate_inputs, time_inputs
 from .sockets import CATEGORY, OptionsSocket
 
 __all__ = ["TriLoRAOptimizerOptions"]
 
+OPTIMIZER_TIP = (
+    "How gradients become steps. adamw: Adam with weight decay, for most runs. adafactor: less memory for its state. "
+    "prodigy: finds its own rate, with learning_rate 1. schedulefree: needs no schedule. lion: a third to a tenth of "
+    "the learning rate of adamw. adamw8bit: AdamW with a quarter of the state, on graphics cards. The last four need a "
+    "library, which the error names."
+)
 INIT_TIP = (
     "How the singular values of the adapter start, from the largest ones of each base weight. svd-mean: divided by "
     "their mean, so that the learning rate means what it means for LoRA. svd: raw, as in the paper; this multiplies "
@@ -32,7 +39,15 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             display_name="TriLoRA Optimizer Options",
             category=CATEGORY,
             description="Settings of Train TriLoRA that most people leave alone.",
-            inputs=[*_adapter_inputs(), *_optimizer_inputs(), *_run_inputs(), *_data_inputs()],
+            inputs=[
+                *_adapter_inputs(),
+                *_optimizer_inputs(),
+                *_run_inputs(),
+                *_data_inputs(),
+                *rate_inputs(),
+                *time_inputs(),
+                *loss_inputs(),
+            ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
         )
 
@@ -57,6 +72,17 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         epochs: int = 0,
         prior_weight: float = 1.0,
         prior_batch_size: int = 1,
+        up_rate: float = 1.0,
+        sigma_rate: float = 1.0,
+        down_rate: float = 1.0,
+        ema: float = 0.0,
+        timesteps: str = "uniform",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        shift: float = 3.0,
+        min_snr_gamma: float = 0.0,
+        noise_offset: float = 0.0,
+        orthogonality: float = 0.0,
     ) -> io.NodeOutput:
         """Set this node's fields; the others stay as `options` had them."""
         base = options or TrainConfig()
@@ -71,17 +97,23 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             accumulation=accumulation,
+            up_rate=up_rate,
+            sigma_rate=sigma_rate,
+            down_rate=down_rate,
         )
+        loss = LossConfig(timesteps, logit_mean, logit_std, shift, min_snr_gamma, noise_offset, orthogonality)
         run = replace(
             base,
             adapter=adapter,
             optimizer=moves,
+            loss=loss,
             precision=precision,
             gradient_checkpointing=gradient_checkpointing,
             save_every=save_every,
             epochs=epochs,
             prior_weight=prior_weight,
             prior_batch_size=prior_batch_size,
+            ema=ema,
         )
         return io.NodeOutput(run)
 
@@ -117,9 +149,7 @@ def _adapter_inputs() -> list[io.Input]:
 
 def _optimizer_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input(
-            "optimizer", options=list(OPTIMIZERS), default="adamw", tooltip="adamw: Adam with weight decay."
-        ),
+        io.Combo.Input("optimizer", options=list(OPTIMIZERS), default="adamw", tooltip=OPTIMIZER_TIP),
         io.Combo.Input(
             "schedule",
             options=list(SCHEDULES),

@@ -82,7 +82,7 @@ class TrainTriLoRA(io.ComfyNode):
                     "Off: train from the start.",
                 ),
                 OptionsSocket.Input(
-                    "options", optional=True, tooltip="From TriLoRA Optimizer Options; not needed for a first run."
+                    "options", optional=True, tooltip="From the TriLoRA … Options nodes; not needed for a first run."
                 ),
                 AdapterSocket.Input(
                     "start_from", optional=True, tooltip="An adapter to train on from, in place of a fresh one."
@@ -130,6 +130,8 @@ class TrainTriLoRA(io.ComfyNode):
             start_from=start_from,
             prior=None if prior is None else prior.data,
             node_id=cls.hidden.unique_id,
+            clip=dataset.clip,
+            vae=dataset.vae,
         )
         trained, _ = apply(outcome.adapter, model, 1.0)
         return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, ui=ui.PreviewText(text))

@@ -16,7 +16,7 @@ from .atomic import write_atomic
 from .errors import InputError
 from .train import Run
 
-__all__ = ["load_state", "remove_leftovers", "remove_state", "save_state", "state_path"]
+__all__ = ["goes_on", "load_state", "remove_leftovers", "remove_state", "save_state", "state_path"]
 
 _VERSION = "2"
 
@@ -59,6 +59,19 @@ def load_state(path: Path, run: Run) -> dict[str, Any]:
         )
     run.load_state(tensors, values)
     return beside
+
+
+def goes_on(path: Path, fingerprint: str, steps: int) -> bool:
+    """Whether `path` is the state of a run with this fingerprint (without steps) that has not yet done `steps`."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        return False
+    if metadata.get("trilora.state_version") != _VERSION:
+        return False
+    values = json.loads(metadata["trilora.state"])
+    return bool(values["fingerprint"] == fingerprint and values["step"] < steps)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

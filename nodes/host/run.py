@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...trilora_core.adapter import TriLoRA
+from ...trilora_core.checkpoint import goes_on, state_path
 from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
 from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
-from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_to_file
+from ...trilora_core.monitor import Measure, split
+from ...trilora_core.previews import previews_folder
+from ...trilora_core.session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
 from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
 from . import models
 from .denoiser import HostDenoiser
 from .events import Progress, announce, check_interrupt, interrupt_type, summary
 from .paths import output_folder, unique_file
+from .preview import HostPreviewer
+from .routes import running
 from .training import trainable_patcher, training
 
 __all__ = ["train_in_host"]
 
 EVENTS_PER_SECOND = 4  # more would only load the browser
+GUIDANCE = {"flux": 1.0, "sd3": 4.5}  # of previews: what is usual; for the others the previewer's own
 
 log = logging.getLogger("trilora")
 
@@ -40,34 +48,82 @@ def train_in_host(
     start_from: Adapter | None,
     prior: Dataset | None,
     node_id: str | None,
+    clip: Any = None,
+    vae: Any = None,
 ) -> tuple[Outcome, str]:
     """Train on the host's model and write loras/trilora/<name>.safetensors; the outcome and a sentence about it.
 
     A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
-    passed on after what was trained has been saved. Raises InputError for what cannot be trained.
+    passed on after what was trained has been saved; a stop that was asked for over the host's server ends the run and
+    gives what it has learned. `clip` and `vae` draw the previews, if any are wanted. Raises InputError for what cannot
+    be trained.
     """
+    held_out = None
+    if config.monitor.validation_share:
+        data, held_out = split(data, config.monitor.validation_share, config.seed)
     config = planned(config, data)
     patcher = trainable_patcher(model)
+    previewer = _previewer(patcher, data, config, clip, vae)
     start_hash = "" if start_from is None else adapter_hash(start_from)
-    fingerprint = run_fingerprint(config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
-    output, finished = _place(name, fingerprint)
+    parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
+    output, finished = _place(name, run_fingerprint(*parts))
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
-        return finished, _said(node_id, text)
+        return finished, _said(node_id, f"{text} {finished.note}".strip())
+    if resume:
+        _take_over(name, output, run_fingerprint(*parts, with_steps=False), config.steps)
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
     with training(patcher):
         run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash)
-        outcome = _train(run, output, report, _measure(run, report), resume=resume)
-    how = "Trained" if outcome.finished else f"Stopped early, at step {outcome.steps_done} of {config.steps}"
-    return outcome, _said(node_id, f"{how}: saved as {outcome.path}")
+        with running(run, node_id):
+            memory = _measure(run, report)
+            outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
+    return outcome, _said(node_id, _summed_up(outcome, output, config))
+
+
+def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any) -> HostPreviewer | None:
+    """What draws the previews, at the data set's resolution; None if none are wanted."""
+    if not config.monitor.preview_every:
+        return None
+    if clip is None or vae is None:
+        raise InputError(
+            "previews are wanted, but this data set has no clip and vae to draw them with; take TriLoRA Dataset"
+            " (folder) or (images), or set preview_every of TriLoRA Monitor Options to 0"
+        )
+    side, cfg = data.config.resolution, GUIDANCE.get(models.detect(patcher.model).name, 7.0)
+    return HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg)
+
+
+def _summed_up(outcome: Outcome, output: Path, config: TrainConfig) -> str:
+    """How a run ended and where its files are."""
+    early = f"Stopped early, at step {outcome.steps_done} of {config.steps}"
+    told = [f"{'Trained' if outcome.finished else early}: saved as {outcome.path}", outcome.note]
+    folder = previews_folder(output)
+    if config.monitor.preview_every and folder.is_dir():
+        told.append(f"Previews are in {folder}")
+    return "\n".join(line for line in told if line)
+
+
+def _take_over(name: str, output: Path, fingerprint: str, steps: int) -> None:
+    """Give `output` the state that a finished run of this name kept, if it had the same settings but for fewer steps.
+
+    The finished file keeps its name and its bytes.
+    """
+    state = state_path(output)
+    if state.exists():
+        return
+    for path in (output.with_name(f"{name}.state"), *sorted(output.parent.glob(f"{escape(name)}_*.state"))):
+        if goes_on(path, fingerprint, steps):
+            shutil.copyfile(path, state)
+            return
 
 
 def _place(name: str, fingerprint: str) -> tuple[Path, Outcome | None]:
     """The file to write, and the outcome if this very run lies there: name, name_2 … up to the first free one."""
     folder = output_folder()
     free = unique_file(folder, name)
-    for path in (folder / f"{name}.safetensors", *sorted(folder.glob(f"{name}_*.safetensors"))):
+    for path in (folder / f"{name}.safetensors", *sorted(folder.glob(f"{escape(name)}_*.safetensors"))):
         finished = find_finished(path, fingerprint)
         if finished is not None:
             return path, finished
@@ -112,7 +168,16 @@ def _measure(run: Run, report: _Reporter) -> Estimate:
     return found
 
 
-def _train(run: Run, output: Path, report: _Reporter, memory: Estimate, *, resume: bool) -> Outcome:
+def _train(
+    run: Run,
+    output: Path,
+    report: _Reporter,
+    memory: Estimate,
+    *,
+    resume: bool,
+    held_out: Dataset | None,
+    previewer: HostPreviewer | None,
+) -> Outcome:
     stopped: list[Path] = []
     try:
         return train_to_file(
@@ -123,6 +188,9 @@ def _train(run: Run, output: Path, report: _Reporter, memory: Estimate, *, resum
             resume=resume,
             interrupts=(interrupt_type(),),
             on_stopped=stopped.append,
+            held_out=held_out,
+            previewer=previewer,
+            listeners=Listeners(on_measure=report.measured, on_preview=report.drawn, on_problem=report.problem),
         )
     except OUT_OF_MEMORY as error:
         make_room(run, error)
@@ -140,6 +208,8 @@ class _Reporter:
         self.progress = Progress(node_id, steps)
         self.device = torch.device("cpu")
         self.short = ""  # a line about memory, below every text
+        self._measured = ""  # lines of the last measure and of the last previews
+        self._drawn = ""
         self._smooth: float | None = None
         self._pace: float | None = None  # seconds per step, smoothed
         self._shown = 0.0
@@ -157,13 +227,28 @@ class _Reporter:
             self.progress.update(step.step, self._text(step))
         check_interrupt()
 
+    def measured(self, measure: Measure) -> None:
+        """Hear of a measure."""
+        numbers = f"validation {measure.validation:.4f} · drift {measure.drift:.4f}"
+        self._measured = f"\n{numbers} at step {measure.step}"
+        log.info("step %d: %s", measure.step, numbers)
+
+    def drawn(self, step: int, paths: list[Path]) -> None:
+        """Hear of pictures that were drawn."""
+        self._drawn = f"\npreviews of step {step} in {paths[0].parent}"
+
+    def problem(self, text: str) -> None:
+        """Hear of what went wrong without ending the run."""
+        self._drawn = f"\n{text}"
+        log.warning("%s", text)
+
     def _text(self, step: Step) -> str:
         pace = self._pace or step.seconds
         left = _clock(pace * (step.steps - step.step))
         loss = "-" if self._smooth is None else f"{self._smooth:.4f}"
         note = f"\nstep left out: {step.dropped}" if step.dropped else ""
         self.short = spilled(self.device) or self.short
-        note += f"\n{self.short}" if self.short else ""
+        note += self._measured + self._drawn + (f"\n{self.short}" if self.short else "")
         return f"step {step.step} of {step.steps} · loss {loss} · {pace:.2f} s/step · {left} left{note}"
 
 

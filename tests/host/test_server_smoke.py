@@ -60,9 +60,40 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "gradient_checkpointing",
             "save_every",
         ],
-        ["rank_energy", "options", "epochs", "prior_weight", "prior_batch_size"],
+        [
+            "rank_energy",
+            "options",
+            "epochs",
+            "prior_weight",
+            "prior_batch_size",
+            "up_rate",
+            "sigma_rate",
+            "down_rate",
+            "ema",
+            "timesteps",
+            "logit_mean",
+            "logit_std",
+            "shift",
+            "min_snr_gamma",
+            "noise_offset",
+            "orthogonality",
+        ],
     ),
     "TriLoRALayerOptions": (["which", "include", "exclude", "rank_dropout"], ["options"]),
+    "TriLoRAMonitorOptions": (
+        [
+            "validation_share",
+            "validate_every",
+            "patience",
+            "preview_every",
+            "preview_prompts",
+            "preview_seed",
+            "keep_adapters",
+            "keep_best",
+            "keep_state",
+        ],
+        ["options"],
+    ),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
         ["options", "start_from", "prior"],
@@ -81,6 +112,7 @@ OUTPUTS = {
     "TriLoRAPriorPictures": ["dataset"],
     "TriLoRAOptimizerOptions": ["options"],
     "TriLoRALayerOptions": ["options"],
+    "TriLoRAMonitorOptions": ["options"],
     "TrainTriLoRA": ["trilora", "model", "loss"],
     "SaveTriLoRA": [],
     "LoadTriLoRA": ["trilora"],
@@ -117,10 +149,13 @@ def test_outputs(info: dict[str, Any], node: str) -> None:
     assert info[node]["output_node"] == (node in OUTPUT_NODES)
 
 
-@pytest.mark.parametrize("node", ["TrainTriLoRA", "TriLoRAPriorPictures"])
-def test_seed_stays(info: dict[str, Any], node: str) -> None:
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [("TrainTriLoRA", "seed"), ("TriLoRAPriorPictures", "seed"), ("TriLoRAMonitorOptions", "preview_seed")],
+)
+def test_seed_stays(info: dict[str, Any], node: str, name: str) -> None:
     """Else every press of Queue trains, or draws, anew."""
-    seed = info[node]["input"]["required"]["seed"]
+    seed = info[node]["input"]["required"][name]
     assert not seed[1].get("control_after_generate")
 
 

@@ -1,0 +1,119 @@
+"""Widgets of TriLoRA Optimizer Options about rates and loss: optional, and the last ones of the node."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..trilora_core.config import DRAWS
+
+__all__ = ["loss_inputs", "rate_inputs", "time_inputs"]
+
+
+def rate_inputs() -> list[io.Input]:
+    """The rates of the three factors, and the mean over the steps."""
+    of_factor = {
+        "up_rate": "the up factor, which starts at 0",
+        "sigma_rate": "the singular values",
+        "down_rate": "the down factor, which starts random",
+    }
+    rates: list[io.Input] = [
+        io.Float.Input(
+            name,
+            default=1.0,
+            min=0.0,
+            max=1000.0,
+            step=0.05,
+            round=False,
+            optional=True,
+            tooltip=f"Learning rate of {what}, as a multiple of learning_rate. 0 holds it as it is.",
+        )
+        for name, what in of_factor.items()
+    ]
+    ema = io.Float.Input(
+        "ema",
+        default=0.0,
+        min=0.0,
+        max=0.9999,
+        step=0.001,
+        round=False,
+        optional=True,
+        tooltip="Decay of a running mean of the adapter over the steps, which is saved in place of the last step. 0.99 "
+        "evens out the last hundred steps. 0: off.",
+    )
+    return [*rates, ema]
+
+
+def time_inputs() -> list[io.Input]:
+    """How much noise the pictures of a step get."""
+    return [
+        io.Combo.Input(
+            "timesteps",
+            options=list(DRAWS),
+            default="uniform",
+            optional=True,
+            tooltip="How much noise the pictures of a step get. uniform: all amounts alike. logit-normal: mostly the "
+            "middle ones, as SD3 was trained. shifted: more noise, as for large pictures in SD3 and Flux.",
+        ),
+        io.Float.Input(
+            "logit_mean",
+            default=0.0,
+            min=-5.0,
+            max=5.0,
+            step=0.1,
+            optional=True,
+            tooltip="With timesteps at logit-normal: above 0 more noise, below 0 less.",
+        ),
+        io.Float.Input(
+            "logit_std",
+            default=1.0,
+            min=0.05,
+            max=5.0,
+            step=0.05,
+            optional=True,
+            tooltip="With timesteps at logit-normal: how far the amounts of noise spread.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=3.0,
+            min=0.05,
+            max=20.0,
+            step=0.05,
+            optional=True,
+            tooltip="With timesteps at shifted: above 1 more noise, below 1 less.",
+        ),
+    ]
+
+
+def loss_inputs() -> list[io.Input]:
+    """What is added to the loss, or weighs it."""
+    return [
+        io.Float.Input(
+            "min_snr_gamma",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.5,
+            optional=True,
+            tooltip="Limits how much steps of little noise count (min-SNR); 5 is usual, and learns sooner. 0: off.",
+        ),
+        io.Float.Input(
+            "noise_offset",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="Noise that is the same all over a picture, so that very dark and very bright pictures can be "
+            "learnt. 0.05 is usual. 0: off.",
+        ),
+        io.Float.Input(
+            "orthogonality",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            tooltip="Weight of a penalty on directions of the adapter that overlap. 0.001 to 0.1. 0: off.",
+        ),
+    ]

@@ -22,7 +22,11 @@ OPTIONS = {
     "train": f"""{DATA} --config --model --output --prior --prior-prompt --prior-count --prior-seed --prior-weight
         --prior-batch-size --cache-limit --rank --rank-cap --alpha --init --method --companion-rank --lr --optimizer
         --weight-decay --schedule --warmup-steps --clip-norm --accumulation --steps --epochs --batch-size --seed
-        --precision --gradient-checkpointing --save-every --resume --dtype --plot --device --base-dtype""",
+        --precision --gradient-checkpointing --save-every --resume --dtype --plot --device --base-dtype --start-from
+        --layers --layers-include --layers-exclude --rank-dropout --up-rate --sigma-rate --down-rate --ema --timesteps
+        --logit-mean --logit-std --shift --min-snr-gamma --noise-offset --orthogonality --validation-share
+        --validate-every --patience --preview-every --preview-prompts --preview-seed --keep-adapters --keep-best
+        --keep-state""",
     "apply": """--model --adapter --output --prompt --strength --seed --negative --steps --guidance --resolution
         --device --base-dtype""",
     "merge": "--weights --method --rank --dtype --output",

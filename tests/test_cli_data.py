@@ -95,6 +95,28 @@ def test_every_option_has_a_flag():
         ("--prior class --prior-batch-size 2", "train.prior_batch_size", 2),
         ("--epochs 3", "train.epochs", 3),
         ("--steps 3", "prior", None),
+        ("--optimizer prodigy", "train.optimizer.name", "prodigy"),
+        ("--up-rate 4", "train.optimizer.up_rate", 4.0),
+        ("--sigma-rate 0", "train.optimizer.sigma_rate", 0.0),
+        ("--down-rate 0.5", "train.optimizer.down_rate", 0.5),
+        ("--ema 0.99", "train.ema", 0.99),
+        ("--timesteps shifted", "train.loss.timesteps", "shifted"),
+        ("--timesteps shifted --shift 2", "train.loss.shift", 2.0),
+        ("--timesteps logit-normal --logit-mean -1", "train.loss.logit_mean", -1.0),
+        ("--timesteps logit-normal --logit-std 2", "train.loss.logit_std", 2.0),
+        ("--min-snr-gamma 5", "train.loss.min_snr_gamma", 5.0),
+        ("--noise-offset 0.05", "train.loss.noise_offset", 0.05),
+        ("--orthogonality 0.01", "train.loss.orthogonality", 0.01),
+        ("--validation-share 0.1", "train.monitor.validation_share", 0.1),
+        ("--validation-share 0.1 --validate-every 5", "train.monitor.validate_every", 5),
+        ("--validation-share 0.1 --patience 3", "train.monitor.patience", 3),
+        ("--validation-share 0.1 --keep-best", "train.monitor.keep_best", True),
+        ("--preview-every 9 --preview-prompts a b", "train.monitor.preview_every", 9),
+        ("--preview-every 9 --preview-prompts a b", "train.monitor.preview_prompts", ("a", "b")),
+        ("--preview-every 9 --preview-prompts a --preview-seed 7", "train.monitor.preview_seed", 7),
+        ("--save-every 5 --keep-adapters 2", "train.monitor.keep_adapters", 2),
+        ("--keep-state", "train.monitor.keep_state", True),
+        ("--start-from a.safetensors", "start_from", "a.safetensors"),
         ("--cache memory", "cache.folder", None),
         ("--cache-limit 1.5", "cache.limit", 1_500_000_000),
     ],
@@ -139,8 +161,19 @@ def test_toml_has_the_same_names_and_flags_win(tmp_path):
         [prior]
         folder = "class"
         prompt = "a dog"
+        [optimizer]
+        up_rate = 2
+        [loss]
+        timesteps = "shifted"
+        [monitor]
+        preview_every = 10
+        preview_prompts = ["a dog", "a cat"]
     """
-    found = read(*written(tmp_path, text), "--bucket-step", "16", "--steps", "3", "--mask-alpha")
+    flags = ("--bucket-step", "16", "--steps", "3", "--mask-alpha", "--preview-prompts", "a fox", "--shift", "5")
+    found = read(*written(tmp_path, 'start_from = "a"\n' + text), *flags)
+    assert (found.start_from, found.train.optimizer.up_rate) == ("a", 2.0)
+    assert (found.train.loss.timesteps, found.train.loss.shift) == ("shifted", 5.0)
+    assert (found.train.monitor.preview_every, found.train.monitor.preview_prompts) == (10, ("a fox",))
     assert (found.data.framing.step, found.data.framing.flip, found.data.max_train_samples) == (16, True, 5)
     assert (found.data.captions.shuffle, found.data.captions.keep_tags) == (True, 1)
     assert (found.data.masks.source, found.data.masks.floor) == ("alpha", 0.2)
@@ -167,6 +200,18 @@ def test_toml_has_the_same_names_and_flags_win(tmp_path):
         ("--max-train-samples -1", "max_train_samples is -1; wanted a whole number from 0 up"),
         ("--cache-limit 0", "cache_limit is 0.0; wanted a finite number of GB above 0"),
         ("--cache-limit nan", "cache_limit is nan"),
+        ("--shift 2", "--shift does nothing without --timesteps shifted; add it, or leave --shift out"),
+        ("--timesteps shifted --logit-mean 1", "--logit-mean does nothing without --timesteps logit-normal"),
+        ("--logit-std 2", "--logit-std does nothing without --timesteps logit-normal"),
+        ("--method lora --sigma-rate 2", "--sigma-rate does nothing without --method trilora"),
+        ("--validate-every 5", "--validate-every does nothing without --validation-share X"),
+        ("--patience 5", "monitor.patience and monitor.keep_best need monitor.validation_share above 0"),
+        ("--preview-seed 5", "--preview-seed does nothing without --preview-every N"),
+        ("--preview-prompts cat", "--preview-prompts does nothing without --preview-every N"),
+        ("--preview-every 5", "monitor.preview_prompts is empty; say what to draw"),
+        ("--keep-adapters 2", "--keep-adapters does nothing without --save-every N"),
+        ("--validation-share 1", "monitor.validation_share is 1.0; wanted a finite number from 0 to 0.9"),
+        ("--ema 1", "ema is 1.0; wanted a finite number from 0 up and below 1"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(argv, message):
@@ -184,6 +229,8 @@ def test_flags_that_cannot_be_meant_are_refused(argv, message):
         ("cache = 3", "cache is 3; wanted a folder in quotes"),
         ("cache_limit = '3'", "cache_limit is '3'; wanted a finite number of GB"),
         ("[prior]\ncount = 2", "prior.prompt is empty"),
+        ("start_from = 3", "start_from is 3; wanted a path in quotes"),
+        ("[monitor]\npreview_prompts = 'a dog'", "preview_prompts is 'a dog'; wanted a list of texts"),
     ],
 )
 def test_a_wrong_toml_file_is_explained(tmp_path, text, message):

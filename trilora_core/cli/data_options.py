@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ..config import DataConfig, PriorConfig, TrainConfig, from_dict
 from ..data.cache import default_cache_folder
 from ..errors import InputError
-from .options import Given, flag, option
+from .options import Given, Refines, flag, option, refuse_idle
 from .parser import OneLineParser, whole
 
 __all__ = [
@@ -225,12 +224,13 @@ def add_cache_options(parser: OneLineParser, *, limited: bool = True) -> None:
 
 # --- from what was given to the configs ----------------------------------------
 
-# Options that refine another one: without it they would do nothing.
-_REFINES: dict[str, tuple[str, str, Callable[[DataConfig], bool]]] = {
-    "data.framing.crops": ("--crops", "--random-crop", lambda data: data.framing.crop == "random"),
-    "data.captions.keep_tags": ("--keep-tags", "--shuffle-captions", lambda data: data.captions.shuffle),
-    "data.captions.variants": ("--caption-variants", "--shuffle-captions", lambda data: data.captions.shuffle),
-    "data.masks.floor": ("--mask-floor", "--masks DIR or --mask-alpha", lambda data: data.masks.source != "none"),
+_REFINES: dict[str, Refines[DataConfig]] = {
+    "data.framing.crops": Refines("--crops", "--random-crop", lambda data: data.framing.crop == "random"),
+    "data.captions.keep_tags": Refines("--keep-tags", "--shuffle-captions", lambda data: data.captions.shuffle),
+    "data.captions.variants": Refines("--caption-variants", "--shuffle-captions", lambda data: data.captions.shuffle),
+    "data.masks.floor": Refines(
+        "--mask-floor", "--masks DIR or --mask-alpha", lambda data: data.masks.source != "none"
+    ),
 }
 _PRIOR_ONLY = {"prior.seed": "--prior-seed", "prior_weight": "--prior-weight", "prior_batch_size": "--prior-batch-size"}
 
@@ -242,10 +242,7 @@ def read_data(given: Given) -> DataConfig:
     data = from_dict(DataConfig, pictures)
     if not data.folder:
         raise InputError("no pictures were given; add --data DIR, or `folder` under [data] in the --config file")
-    for place in sorted(given.flags & _REFINES.keys()):
-        name, wanted, on = _REFINES[place]
-        if not on(data):
-            raise InputError(f"{name} does nothing without {wanted}; add it, or leave {name} out")
+    refuse_idle(given, _REFINES, data)
     return data
 
 

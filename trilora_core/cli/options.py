@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import InputError
 from .parser import Arguments, OneLineParser, whole
@@ -16,9 +17,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Given", "add_config", "flag", "option", "read_given"]
+__all__ = ["Given", "Refines", "add_config", "flag", "option", "read_given", "refuse_idle"]
 
 _MARK = "option:"  # tells these options from other arguments
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Given:
 
     values: dict[str, Any]
     flags: frozenset[str]  # such as "data.masks.folder"
+
+
+@dataclass(frozen=True)
+class Refines(Generic[T]):
+    """A flag that refines another one: without that it would do nothing."""
+
+    flag: str
+    wanted: str  # the other one, as the user would give it
+    on: Callable[[T], bool]  # whether the config has it
 
 
 def add_config(parser: OneLineParser) -> None:
@@ -74,3 +86,11 @@ def _put(values: dict[str, Any], place: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise InputError(f"{table} in the --config file is {values!r}; wanted a table [{table}]")
     values[name] = value
+
+
+def refuse_idle(given: Given, refinements: Mapping[str, Refines[T]], config: T) -> None:
+    """Raise InputError for a flag that would do nothing; `refinements` by their places."""
+    for place in sorted(given.flags & refinements.keys()):
+        found = refinements[place]
+        if not found.on(config):
+            raise InputError(f"{found.flag} does nothing without {found.wanted}; add it, or leave {found.flag} out")

@@ -6,19 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import (
-    INITS,
-    LAYERS,
-    METHODS,
-    OPTIMIZERS,
-    PRECISIONS,
-    SCHEDULES,
-    DataConfig,
-    PriorConfig,
-    TrainConfig,
-    from_dict,
-)
+from ..config import PRECISIONS, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
+from .adapter_options import add_adapter_options
 from .data_options import (
     CacheOptions,
     add_cache_options,
@@ -28,8 +18,10 @@ from .data_options import (
     read_data,
     read_prior,
 )
+from .learning_options import add_learning_options, check_learning
+from .monitor_options import add_monitor_options, check_monitor
 from .options import Given, flag, option, read_given
-from .parser import Arguments, OneLineParser, rank, whole
+from .parser import Arguments, OneLineParser, whole
 
 __all__ = ["RunOptions", "add_run_options", "read_run_options"]
 
@@ -47,6 +39,7 @@ class RunOptions:
     cache: CacheOptions
     train: TrainConfig
     own_resolution: bool = False  # none was asked for: take the model's
+    start_from: str = ""  # an adapter to go on from; "": from the adapter's own start
 
 
 def add_run_options(parser: OneLineParser) -> None:
@@ -54,119 +47,20 @@ def add_run_options(parser: OneLineParser) -> None:
     files = parser.add_argument_group("model and file")
     option(files, "--model", "model", "base model: a diffusers folder or one .safetensors file", metavar="PATH")
     option(files, "--output", "output", "the adapter file to write", metavar="NAME.safetensors")
+    option(
+        files,
+        "--start-from",
+        "start_from",
+        "go on from the adapter in this file: one of ours, or any LoRA for this kind of model of at most --rank",
+        metavar="FILE",
+    )
     add_data_options(parser, "the model's own")
     add_prior_options(parser)
-    _add_adapter(parser)
-    _add_layers(parser)
-    _add_optimizer(parser)
+    add_adapter_options(parser)
+    add_learning_options(parser)
     _add_loop(parser)
+    add_monitor_options(parser)
     add_cache_options(parser)
-
-
-def _add_adapter(parser: OneLineParser) -> None:
-    adapter = TrainConfig().adapter
-    group = parser.add_argument_group("adapter")
-    option(
-        group,
-        "--rank",
-        "adapter.rank",
-        f"size of the adapter: 4 to 64 is usual (default: {adapter.rank}); energy:0.9 takes per layer the smallest rank"
-        " that holds this share of the weight's energy",
-        type=rank,
-    )
-    option(
-        group, "--rank-cap", "adapter.rank_cap", f"limit of an energy rank (default: {adapter.rank_cap})", type=whole
-    )
-    option(group, "--alpha", "adapter.alpha", "scale of the change is alpha / rank (default: alpha = rank)", type=float)
-    option(
-        group,
-        "--init",
-        "adapter.init",
-        f"start of Σ from the singular values of the weight (default: {adapter.init}); svd, the paper's raw values,"
-        " multiplies the effective learning rate by them: lower --lr with it",
-        choices=INITS,
-    )
-    option(
-        group,
-        "--method",
-        "adapter.method",
-        f"lora holds Σ at 1, for comparison (default: {adapter.method})",
-        choices=METHODS,
-    )
-    option(
-        group,
-        "--companion-rank",
-        "adapter.companion_rank",
-        "rank of the paper's second, smaller adapter, folded into the same file (default: 0, none)",
-        type=whole,
-    )
-
-
-def _add_layers(parser: OneLineParser) -> None:
-    layers = TrainConfig().adapter.layers
-    group = parser.add_argument_group("layers")
-    option(
-        group,
-        "--layers",
-        "adapter.layers.which",
-        f"kinds of layers to adapt (default: {layers.which}); attention+ff and attention+ff+conv are what kohya's LoRA"
-        " adapts without and with a conv_dim",
-        choices=LAYERS,
-    )
-    how: dict[str, Any] = {"nargs": "+", "metavar": "PATTERN"}
-    option(
-        group,
-        "--layers-include",
-        "adapter.layers.include",
-        "of these only layers whose name in the file matches one of the patterns, such as '*up_blocks_1_*'",
-        **how,
-    )
-    option(group, "--layers-exclude", "adapter.layers.exclude", "and none that matches one of these, '*attn2*'", **how)
-    option(
-        group,
-        "--rank-dropout",
-        "adapter.rank_dropout",
-        "share of the rank's directions that each step leaves out, drawn anew (default: 0, none)",
-        type=float,
-    )
-
-
-def _add_optimizer(parser: OneLineParser) -> None:
-    optimizer = TrainConfig().optimizer
-    group = parser.add_argument_group("optimizer")
-    option(
-        group, "--lr", "optimizer.learning_rate", f"learning rate (default: {optimizer.learning_rate:g})", type=float
-    )
-    option(group, "--optimizer", "optimizer.name", f"default: {optimizer.name}", choices=OPTIMIZERS)
-    option(
-        group,
-        "--weight-decay",
-        "optimizer.weight_decay",
-        f"of up and down, never of Σ (default: {optimizer.weight_decay:g})",
-        type=float,
-    )
-    option(
-        group,
-        "--schedule",
-        "optimizer.schedule",
-        f"of the learning rate after its warm-up (default: {optimizer.schedule})",
-        choices=SCHEDULES,
-    )
-    option(group, "--warmup-steps", "optimizer.warmup_steps", "steps from 0 to the full rate (default: 0)", type=whole)
-    option(
-        group,
-        "--clip-norm",
-        "optimizer.clip_norm",
-        f"largest gradient norm, 0 for none (default: {optimizer.clip_norm:g})",
-        type=float,
-    )
-    option(
-        group,
-        "--accumulation",
-        "optimizer.accumulation",
-        f"batches per optimizer step (default: {optimizer.accumulation})",
-        type=whole,
-    )
 
 
 def _add_loop(parser: OneLineParser) -> None:
@@ -214,8 +108,11 @@ def read_run_options(arguments: Arguments) -> RunOptions:
     if prior is not None and Path(prior.folder).expanduser().resolve() == Path(data.folder).expanduser().resolve():
         raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
     _choose_length(given)
+    start_from = _text("start_from", given.values.pop("start_from", ""))
     train = from_dict(TrainConfig, given.values)
-    return RunOptions(paths["model"], Path(paths["output"]), data, prior, cache, train, own_resolution)
+    check_learning(given, train)
+    check_monitor(given, train)
+    return RunOptions(paths["model"], Path(paths["output"]), data, prior, cache, train, own_resolution, start_from)
 
 
 def _choose_length(given: Given) -> None:

@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines."""
+"""What a run is about to do, and what it left, in a few lines."""
 
 from __future__ import annotations
 
@@ -10,30 +10,57 @@ import torch
 
 from ..data import Dataset
 from ..data.report_text import printable, short
+from ..metadata import rank_summary
+from ..runlog import log_path
+from ..session import Outcome
 from ..train import Run
 from .base import describe_device
 from .store import CountedStore
 
-__all__ = ["at_most", "remarks", "summary"]
+__all__ = ["at_most", "left", "remarks", "starting", "summary"]
 
 MOST_LINES = 10
 
 
 def summary(
-    run: Run, dataset: Dataset, device: torch.device, store: CountedStore, *, processes: int = 1, drawn: int = 0
+    run: Run,
+    dataset: Dataset,
+    device: torch.device,
+    store: CountedStore,
+    *,
+    processes: int = 1,
+    drawn: int = 0,
+    held_out: Dataset | None = None,
 ) -> list[str]:
-    """What will be trained, on what, with what; `drawn` prior pictures are new."""
+    """What will be trained, on what, with what; `drawn` prior pictures are new, `held_out` is for validation."""
     count = sum(parameter.numel() for parameter in run.trainable.trainable())
     rank = run.config.adapter.rank
     return [
         *remarks(dataset),
         *_pictures(dataset),
+        *_validation(run, held_out),
         *_prior(run, drawn),
         f"cache:      {store}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
         f"adapter:    {len(run.trainable.branches)} layers, rank {rank}, {count:,} parameters",
         _length(run, dataset, processes),
     ]
+
+
+def starting(file: str, run: Run) -> list[str]:
+    """The adapter in `file`, if the run goes on from it."""
+    if not run.start_hash:
+        return []
+    rest = f"; {len(run.trainable.carried)} of its layers stay as they are" if run.trainable.carried else ""
+    return [f"start:      {Path(file).resolve()}{rest}"]
+
+
+def left(outcome: Outcome, output: Path) -> list[str]:
+    """What the run to `output` left, and where; the adapter itself comes last."""
+    note = [outcome.note] if outcome.note else []
+    kept = [f"kept: {path.resolve()}" for path in outcome.kept]
+    log = [f"log: {log_path(output).resolve()}"] if log_path(output).is_file() else []
+    return [*note, str(rank_summary(outcome.adapter)), *kept, *log, f"adapter: {outcome.path.resolve()}"]
 
 
 def remarks(dataset: Dataset) -> list[str]:
@@ -67,6 +94,13 @@ def _pictures(dataset: Dataset) -> list[str]:
         masked = sum(bool(item.masks) for item in items)
         lines.append(f"masks:      {masked} of {len(items)} pictures, {config.masks.floor:g} of the loss under them")
     return lines
+
+
+def _validation(run: Run, held_out: Dataset | None) -> list[str]:
+    if held_out is None:
+        return []
+    every = run.config.monitor.validate_every
+    return [f"validation: {_count(len(held_out), 'picture')} held out, measured every {_count(every, 'step')}"]
 
 
 def _buckets(sizes: Counter[tuple[int, int]]) -> str:

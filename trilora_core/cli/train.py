@@ -12,15 +12,17 @@ from typing import Any
 import torch
 
 from ..adapter import TriLoRA
-from ..backend_diffusers import DiffusersDenoiser
+from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer
 from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
+from ..fileformat import Adapter, read_adapter
 from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
-from ..metadata import rank_summary
+from ..monitor import Measure, split
+from ..optim import check_optimizer
 from ..plots import plot_losses
-from ..session import Outcome, find_finished, train_to_file
-from ..train import Run, Step, TrainingDiverged
+from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
+from ..train import Previewer, Run, Step, TrainingDiverged
 from .base import choose_device, load_base, own_resolution
 from .options import add_config
 from .parser import Arguments, OneLineParser, add_device
@@ -29,7 +31,7 @@ from .processes import ALONE, Crew, averaged_gradients, follow, join
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
 from .store import CountedStore, open_store
-from .summary import summary
+from .summary import left, starting, summary
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
 
@@ -85,28 +87,36 @@ def run(arguments: Arguments) -> int:
     if arguments.plot:
         check_picture(arguments.plot)
     masks = options.data.masks
-    # an empty folder is better known before the model is loaded
+    # an empty folder, a wrong file and a package that is not there are better known before the model is loaded
     scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
+    start = read_adapter(options.start_from) if options.start_from else None
+    check_optimizer(options.train.optimizer, options.train.ema)
     with join(arguments.device) as crew, open_store(options.cache) as store:
         if arguments.resume and crew.size > 1:
             raise InputError("--resume works with one process only; start this run without it, or without launch")
-        _train(arguments, options, output, crew, store)
+        if options.train.monitor.patience and crew.size > 1:
+            # the first process alone measures, and the others would wait for it for ever
+            raise InputError("--patience works with one process only; start this run without it, or without launch")
+        _train(arguments, options, output, crew, store, start)
     return 0
 
 
-def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew, store: CountedStore) -> None:
+def _train(
+    arguments: Arguments, options: RunOptions, output: Path, crew: Crew, store: CountedStore, start: Adapter | None
+) -> None:
     """The run itself, alone or in a crew."""
     device = choose_device(crew.device(arguments.device))
     pipe = load_base(options.model, device, arguments.base_dtype)
     data = options.data
     if options.own_resolution:
         data = dataclasses.replace(data, resolution=own_resolution(pipe))
-    dataset = _encode(pipe, data, store, crew)
+    dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    prepared = prepare(pipe, dataset, options.train, device, crew, prior)
+    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start)
     if crew.leads:
-        print("\n".join(summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn)), flush=True)
+        told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
+        print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
     done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
     found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
     with averaged_gradients(prepared.trainable, crew):
@@ -114,15 +124,30 @@ def _train(arguments: Arguments, options: RunOptions, output: Path, crew: Crew, 
             return follow(prepared)
         if done:
             print("this run is finished already; nothing was trained")
-        told = crew.metadata(prepared, dataset, output.stem)
-        dtype = DTYPES[arguments.dtype]
         outcome = done or train_with_bar(
-            prepared, output, resume=arguments.resume, dtype=dtype, metadata=told, estimate=found
+            prepared,
+            output,
+            resume=arguments.resume,
+            dtype=DTYPES[arguments.dtype],
+            metadata=crew.metadata(prepared, dataset, output.stem),
+            estimate=found,
+            held_out=held_out,
+            previewer=_previewer(pipe, options.train, data.resolution),
         )
     if arguments.plot:
         plot_losses(outcome.losses, arguments.plot, title=f"Training loss of {output.name}")
         print(f"loss curve: {arguments.plot.resolve()}")
-    print(f"{rank_summary(outcome.adapter)}\nadapter: {outcome.path.resolve()}")
+    print("\n".join(left(outcome, output)))
+
+
+def _divide(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """What is trained on, and what is held out of it: the same in every process, before they share."""
+    share = config.monitor.validation_share
+    return split(dataset, share, config.seed) if share else (dataset, None)
+
+
+def _previewer(pipe: Any, config: TrainConfig, resolution: int) -> Previewer | None:
+    return DiffusersPreviewer(pipe, resolution=resolution) if config.monitor.preview_every else None
 
 
 def _measure(prepared: Run, crew: Crew) -> Estimate:
@@ -155,8 +180,9 @@ def prepare(
     device: torch.device,
     crew: Crew = ALONE,
     prior: Dataset | None = None,
+    start: Adapter | None = None,
 ) -> Run:
-    """A run of this configuration from its start, on this process's share of the pictures."""
+    """A run of this configuration from its start, or from `start`, on this process's share of the pictures."""
     denoiser = DiffusersDenoiser(pipe)
     adapter = TriLoRA.create(
         denoiser.targets(config.adapter.layers),
@@ -165,7 +191,11 @@ def prepare(
         data_hash=dataset.content_hash,
         device=device,
     )
-    return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior)
+    if start is not None:
+        adapter.start_from(start.layers)
+    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior)
+    run.start_hash = "" if start is None else adapter_hash(start)
+    return run
 
 
 def train_with_bar(
@@ -176,9 +206,12 @@ def train_with_bar(
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, str] = MappingProxyType({}),
     estimate: Estimate | None = None,
+    held_out: Dataset | None = None,
+    previewer: Previewer | None = None,
 ) -> Outcome:
     """Train to the file with a progress bar that shows loss, learning rate and remaining time.
 
+    Measures on `held_out` and the place of what `previewer` draws are printed above the bar.
     A KeyboardInterrupt goes on with the name of the file that holds what was trained; a run that diverges or does not
     fit into memory raises InputError.
     """
@@ -202,7 +235,16 @@ def train_with_bar(
 
     try:
         return train_to_file(
-            run, output, metadata=metadata, resume=resume, dtype=dtype, on_step=on_step, on_stopped=kept.append
+            run,
+            output,
+            metadata=metadata,
+            resume=resume,
+            dtype=dtype,
+            on_step=on_step,
+            on_stopped=kept.append,
+            held_out=held_out,
+            previewer=previewer,
+            listeners=_listeners(bar),
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_where(run, kept)) from interrupt
@@ -213,6 +255,25 @@ def train_with_bar(
         raise InputError(out_of_memory(run, estimate, kept[0] if kept else None)) from error
     finally:
         bar.close()
+
+
+def _listeners(bar: Any) -> Listeners:
+    """Print what happens on the way above the bar; where previews lie is said once."""
+    told: set[Path] = set()
+
+    def measured(measure: Measure) -> None:
+        bar.write(f"step {measure.step}: validation {measure.validation:.4f}, drift {measure.drift:.4g}")
+
+    def drawn(step: int, paths: list[Path]) -> None:
+        strip = paths[-1].resolve()
+        if strip not in told:
+            told.add(strip)
+            bar.write(f"previews: {strip} shows all, the pictures by step lie beside it")
+
+    def problem(text: str) -> None:
+        bar.write(f"warning: {text}", file=sys.stderr)
+
+    return Listeners(measured, drawn, problem)
 
 
 def _where(run: Run, kept: list[Path]) -> str:

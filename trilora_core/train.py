@@ -226,7 +226,6 @@ class Run:
         if self.config.loss.orthogonality:
             self._backward_penalty()
         loss, norm = self._clip(total)
-        self.step += 1
         dropped = _why_drop(loss, norm)
         if not dropped:
             self._result.keep()  # what the step makes of the parameters is not yet proven
@@ -234,6 +233,7 @@ class Run:
             self._result.stepped()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1  # only now: a step that ran out of memory was none, and is done again by a resumed run
         self.losses.append(loss)
         self._bad = self._bad + 1 if dropped else 0
         if self._bad >= _BAD_STEPS:

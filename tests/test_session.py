@@ -420,7 +420,7 @@ def test_control_c_in_the_middle_of_a_step_waits_until_it_is_whole(tmp_path):
     inner = stopped.optimizer.step
 
     def step(*args, **kwargs):
-        if stopped.step == 9:  # counted already, while its parameters move
+        if stopped.step == 8:  # the ninth, while its parameters move
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         return inner(*args, **kwargs)

@@ -100,6 +100,22 @@ def test_inspect_shows_what_a_person_asks(make_file, capsys):
         assert wanted in text, wanted
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"trilora.finished": "true"}, "3, batch"),
+        ({"trilora.finished": "true", "trilora.ended": "validation"}, "3 of 9 (validation was no better)"),
+        ({"trilora.finished": "false", "trilora.ended": "interrupt"}, "3 of 9 (stopped early)"),
+        ({"trilora.finished": "false", "trilora.kept": "best"}, "3 of 9 (the best by validation)"),
+        ({"trilora.finished": "false", "trilora.kept": "step"}, "3 of 9 (kept on the way)"),
+    ],
+)
+def test_inspect_says_why_there_are_fewer_steps(make_file, capsys, told, words):
+    path = make_file("style", 1, metadata={"ss_steps": "3", "ss_max_train_steps": "9", **told})
+    assert main(["inspect", str(path)]) == 0
+    assert words in capsys.readouterr().out
+
+
 def test_inspect_lists_every_layer_when_asked(make_file, capsys):
     assert main(["inspect", str(make_file("style", 1)), "--layers"]) == 0
     assert "down 0.0 block 0 attn1 q" in capsys.readouterr().out

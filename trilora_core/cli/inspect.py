@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,7 @@ def _history(adapter: Adapter) -> list[tuple[str, str]]:
         size = told.get("ss_resolution", "")
         lines.append(("trained on", f"{told['ss_num_train_images']} pictures{f' at {size}' if size else ''}"))
     if told.get("ss_steps"):
-        planned = told.get("ss_max_train_steps", told["ss_steps"])
-        early = "" if told.get("trilora.finished", "true") == "true" else f" of {planned} (stopped early)"
+        early = _early(told)
         batch = told.get("ss_total_batch_size", "1")
         lines.append(("steps", f"{told['ss_steps']}{early}, batch {batch}, seed {told.get('ss_seed', '?')}"))
     if told.get("ss_learning_rate"):
@@ -124,6 +124,15 @@ def _history(adapter: Adapter) -> list[tuple[str, str]]:
     if told.get("modelspec.merged_from"):
         lines.append(("merged from", told["modelspec.merged_from"]))
     return lines
+
+
+def _early(told: Mapping[str, str]) -> str:
+    """Why there are fewer steps than planned; "" where all were done."""
+    planned = f" of {told.get('ss_max_train_steps', told['ss_steps'])}"
+    if told.get("trilora.finished", "true") == "true":
+        return f"{planned} (validation was no better)" if told.get("trilora.ended") == "validation" else ""
+    kept = {"best": "the best by validation", "step": "kept on the way"}
+    return f"{planned} ({kept.get(told.get('trilora.kept', ''), 'stopped early')})"
 
 
 def _blocks(adapter: Adapter) -> dict[str, list[str]]:

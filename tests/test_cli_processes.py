@@ -161,7 +161,8 @@ def test_the_verb_writes_one_file_for_both(base, tmp_path):
     assert '1 picture of "a red house" in' in ended[0].stdout and "1 of them drawn now" in ended[0].stdout
     assert "0 of 8 entries were there already" in ended[0].stdout  # 4 pictures and 4 captions: the first encodes
     assert ended[1].stdout == ""
-    assert sorted(path.name for path in output.parent.iterdir()) == ["style.safetensors", "style_prior"]
+    left = sorted(path.name for path in output.parent.iterdir())
+    assert left == ["style.log.jsonl", "style.safetensors", "style_prior"]
     assert sorted(path.name for path in (output.parent / "style_prior").iterdir()) == [
         "prior_00000.png",
         "prior_00000.txt",
@@ -170,6 +171,20 @@ def test_the_verb_writes_one_file_for_both(base, tmp_path):
     assert sum(entry["img_count"] for entry in json.loads(told["ss_dataset_dirs"]).values()) == 3
     assert (told["ss_num_train_images"], told["ss_total_batch_size"], told["ss_num_reg_images"]) == ("3", "2", "1")
     assert len(read_adapter(output).layers) == 32
+
+
+@pytest.mark.timeout(600)
+def test_the_first_watches_for_both(base, tmp_path):
+    """The others wait for its measures and pictures; what is held out no process trains on."""
+    output = tmp_path / "out" / "style.safetensors"
+    watch = ["--validation-share", "0.3", "--validate-every", "2", "--preview-every", "2", "--preview-prompts", "a cat"]
+    ended = train_both(base, tmp_path, "--steps", "2", "--lr", "0.01", *watch)
+    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert "pictures:   2 pictures" in ended[0].stdout and "1 picture held out" in ended[0].stdout
+    assert "step 0: validation " in ended[0].stdout and "step 2: validation " in ended[0].stdout
+    assert ended[1].stdout == ""
+    assert (output.parent / "style_previews" / "step_00002_0.png").is_file()
+    assert read_metadata(output)["ss_num_train_images"] == "2"
 
 
 @pytest.mark.timeout(600)
@@ -210,12 +225,19 @@ def test_one_process_changes_nothing():
     assert Crew().device("cuda:1") == "cuda:1"
 
 
-def test_resume_in_several_processes_is_refused(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--resume"], "--resume works with one process only"),
+        (["--validation-share", "0.1", "--patience", "2"], "--patience works with one process only"),
+    ],
+)
+def test_what_needs_one_process_is_refused_in_several(tmp_path, monkeypatch, capsys, flags, message):
     pictures = write_pictures(tmp_path / "pictures")
     for name, value in environment(0, free_port()).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    argv = ["train", "--model", "m", "--data", str(pictures), "--output", str(tmp_path / "o.safetensors"), "--resume"]
-    assert main(argv) == 2
-    assert "--resume works with one process only" in capsys.readouterr().err
+    argv = ["train", "--model", "m", "--data", str(pictures), "--output", str(tmp_path / "o.safetensors")]
+    assert main([*argv, *flags]) == 2
+    assert message in capsys.readouterr().err

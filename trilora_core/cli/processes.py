@@ -27,7 +27,9 @@ from ..train import Run, planned, train
 
 __all__ = ["ALONE", "Crew", "averaged_gradients", "follow", "join"]
 
-_PATIENCE = timedelta(days=2)  # of the others, while the first encodes or draws; a process that dies ends it at once
+# Of the others, while the first encodes, draws or measures; a process that dies ends it at once.
+_PATIENCE = timedelta(days=2)
+_PATIENCE_ON_THE_WAY = timedelta(hours=2)
 
 T = TypeVar("T")
 
@@ -117,7 +119,8 @@ def join(device: str) -> Iterator[Crew]:
     on_gpu = crew.device(device).startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(crew.local)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    # the first draws previews between two steps, which may take longer than the half hour or less of the default
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE_ON_THE_WAY)
     try:
         yield crew
     finally:

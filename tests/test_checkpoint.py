@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.test_train import CONFIG, go, make_run, same, values
-from trilora_core.checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
+from trilora_core.checkpoint import goes_on, load_state, remove_leftovers, remove_state, save_state, state_path
 from trilora_core.config import MonitorConfig
 from trilora_core.errors import InputError
 
@@ -47,6 +47,19 @@ def test_foreign_and_broken_files_are_refused(tmp_path):
         load_state(tmp_path / "broken", make_run())
     with pytest.raises(InputError, match="cannot resume from"):
         load_state(tmp_path / "missing", make_run())
+
+
+def test_only_a_state_of_the_same_run_with_steps_left_goes_on(tmp_path):
+    run = make_run()
+    go(run, 3)
+    save_state(tmp_path / "a", run)
+    mark = run.fingerprint(with_steps=False)
+    assert goes_on(tmp_path / "a", mark, 4)
+    assert not goes_on(tmp_path / "a", mark, 3)
+    assert not goes_on(tmp_path / "a", make_run(replace(CONFIG, seed=8)).fingerprint(with_steps=False), 4)
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    (tmp_path / "broken").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    assert not any(goes_on(tmp_path / name, mark, 4) for name in ("other", "broken", "missing"))
 
 
 def test_removing_a_state_twice_is_no_error(tmp_path):

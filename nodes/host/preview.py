@@ -79,6 +79,12 @@ class HostPreviewer:
             "negative": self.negative,
         }
 
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encode prompts ahead of time: before a model that is to be trained has the memory for itself."""
+        with torch.inference_mode():
+            for prompt in (*prompts, self.negative):
+                self._encode(prompt)
+
     def preview(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """One RGB picture for each prompt and seed; the host's interrupt passes through.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ...trilora_core.adapter import TriLoRA
+from ...trilora_core.atomic import write_atomic
 from ...trilora_core.checkpoint import goes_on, state_path
 from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
@@ -63,13 +65,13 @@ def train_in_host(
         data, held_out = split(data, config.monitor.validation_share, config.seed)
     config = planned(config, data)
     patcher = trainable_patcher(model)
-    previewer = _previewer(patcher, data, config, clip, vae)
     start_hash = "" if start_from is None else adapter_hash(start_from)
     parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
     output, finished = _place(name, run_fingerprint(*parts))
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
         return finished, _said(node_id, f"{text} {finished.note}".strip())
+    previewer = _previewer(patcher, data, config, clip, vae)
     if resume:
         _take_over(name, output, run_fingerprint(*parts, with_steps=False), config.steps)
     report = _Reporter(node_id, config.steps)
@@ -83,7 +85,7 @@ def train_in_host(
 
 
 def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any) -> HostPreviewer | None:
-    """What draws the previews, at the data set's resolution; None if none are wanted."""
+    """What draws the previews, at the data set's resolution, its prompts encoded; None if none are wanted."""
     if not config.monitor.preview_every:
         return None
     if clip is None or vae is None:
@@ -92,7 +94,9 @@ def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae:
             " (folder) or (images), or set preview_every of TriLoRA Monitor Options to 0"
         )
     side, cfg = data.config.resolution, GUIDANCE.get(models.detect(patcher.model).name, 7.0)
-    return HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg)
+    previewer = HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg)
+    previewer.encode(config.monitor.preview_prompts)
+    return previewer
 
 
 def _summed_up(outcome: Outcome, output: Path, config: TrainConfig) -> str:
@@ -113,10 +117,10 @@ def _take_over(name: str, output: Path, fingerprint: str, steps: int) -> None:
     state = state_path(output)
     if state.exists():
         return
-    for path in (output.with_name(f"{name}.state"), *sorted(output.parent.glob(f"{escape(name)}_*.state"))):
-        if goes_on(path, fingerprint, steps):
-            shutil.copyfile(path, state)
-            return
+    kept = (output.with_name(f"{name}.state"), *sorted(output.parent.glob(f"{escape(name)}_*.state")))
+    source = next((path for path in kept if goes_on(path, fingerprint, steps)), None)
+    if source is not None:
+        write_atomic(state, partial(shutil.copyfile, source))
 
 
 def _place(name: str, fingerprint: str) -> tuple[Path, Outcome | None]:

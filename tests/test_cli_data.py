@@ -229,6 +229,7 @@ def test_flags_that_cannot_be_meant_are_refused(argv, message):
         ("cache = 3", "cache is 3; wanted a folder in quotes"),
         ("cache_limit = '3'", "cache_limit is '3'; wanted a finite number of GB"),
         ("[prior]\ncount = 2", "prior.prompt is empty"),
+        ("[monitor]\nkeep_adapters = 2", "monitor.keep_adapters is set, but save_every is 0"),
         ("start_from = 3", "start_from is 3; wanted a path in quotes"),
         ("[monitor]\npreview_prompts = 'a dog'", "preview_prompts is 'a dog'; wanted a list of texts"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import MonitorConfig, TrainConfig
+from ..errors import InputError
 from .options import Given, Refines, flag, option, refuse_idle
 from .parser import OneLineParser, whole
 
@@ -94,5 +95,7 @@ def _add_files(group: Any) -> None:
 
 
 def check_monitor(given: Given, config: TrainConfig) -> None:
-    """Raise InputError for a flag that would do nothing."""
+    """Raise InputError for what would do nothing."""
     refuse_idle(given, _REFINES, config)
+    if config.monitor.keep_adapters and not config.save_every:  # in the file: better known before hours of encoding
+        raise InputError("monitor.keep_adapters is set, but save_every is 0; say after how many steps to keep one")

@@ -43,6 +43,8 @@ examples:
       --trigger-word "my style" --rank 16 --steps 1000 --lr 1e-4 --batch-size 2 --seed 0 --plot loss.png
   python -m trilora_core train --model MODEL --data PICTURES --output dog.safetensors --epochs 20 --flip \\
       --trigger-word "sks dog" --prior-prompt "a dog" --prior-count 200
+  python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --steps 3000 \\
+      --validation-share 0.1 --keep-best --preview-every 250 --preview-prompts "a cat, my style" "a red car"
   python -m trilora_core train --config run.toml --steps 2000
 
 A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
@@ -83,7 +85,7 @@ def add_arguments(parser: OneLineParser) -> None:
 def run(arguments: Arguments) -> int:
     """Load, encode, train, save, report."""
     options = read_run_options(arguments)
-    output = check_output(options.output)
+    output = check_output(options.output).absolute()  # every file beside it is announced with its full name
     if arguments.plot:
         check_picture(arguments.plot)
     masks = options.data.masks

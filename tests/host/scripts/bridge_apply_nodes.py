@@ -47,8 +47,6 @@ def schema(pack, nodes, base):
         info = node.GET_NODE_INFO_V1()
         fields = {key: spec for group in ("required", "optional") for key, spec in info["input"].get(group, {}).items()}
         told[name] = {
-            "inputs": list(fields),
-            "required": list(info["input"].get("required", {})),
             "outputs": info["output_name"],
             "types": [str(kind) for kind in info["output"]],
             "shown": info["display_name"],

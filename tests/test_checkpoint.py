@@ -101,9 +101,13 @@ def test_a_run_may_be_watched_otherwise_when_it_goes_on(tmp_path):
 
 def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
     output = tmp_path / "sty[l]e.safetensors"
-    mine = [tmp_path / ".sty[l]e.state.x1.part", tmp_path / ".sty[l]e.safetensors.x2.part"]
+    previews = tmp_path / "sty[l]e_previews"
+    previews.mkdir()
+    kinds = ("", "_best", "_step_00003", "_stopped_at_00004")
+    mine = [tmp_path / f".sty[l]e{kind}.safetensors.x2.part" for kind in kinds]
+    mine += [tmp_path / ".sty[l]e.state.x1.part", previews / ".step_00003_0.png.x.part"]
     others = [tmp_path / ".style.state.x1.part", tmp_path / ".sty[l]e_2.state.x.part", tmp_path / "sty[l]e.state"]
     for path in (*mine, *others):
         path.touch()
     remove_leftovers(output)
-    assert sorted(tmp_path.iterdir()) == sorted(others)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, previews]) and not list(previews.iterdir())

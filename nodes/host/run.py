@@ -146,7 +146,7 @@ def _prepare(
         denoiser.targets(config.adapter.layers),
         config.adapter,
         seed=config.seed,
-        data_hash=data_hash(data, prior),
+        data_hash=data.content_hash,  # a start alike with and without prior pictures, as on the command line
         device=denoiser.device,
     )
     if start_from is not None:

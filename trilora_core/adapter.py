@@ -252,7 +252,7 @@ def _start(stem: str, target: Target, config: AdapterConfig, seed: int, data_has
         down = torch.cat([down, torch.randn(extra, weight.shape[1], generator=generator) / extra])
     lora = config.method == "lora"
     sigma = torch.ones(rank) if lora else _start_sigma(weight, rank, config.init)
-    place = weight.device if device is None else device
+    place: Any = target.module.weight.device if device is None else device
     return Branch(
         up=nn.Parameter(torch.zeros(weight.shape[0], rank + extra, device=place)),
         sigma=nn.Parameter(sigma.to(place), requires_grad=not lora),

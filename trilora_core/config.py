@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from .checks import flag, number, one_of, patterns, whole
 from .errors import InputError
 
 __all__ = [
@@ -61,9 +62,9 @@ class LayerConfig:
     exclude: tuple[str, ...] = ()  # and none that matches one of these
 
     def __post_init__(self) -> None:
-        _one_of("layers.which", self.which, LAYERS)
-        _patterns("layers.include", self.include)
-        _patterns("layers.exclude", self.exclude)
+        one_of("layers.which", self.which, LAYERS)
+        patterns("layers.include", self.include)
+        patterns("layers.exclude", self.exclude)
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         parse_rank(self.rank)
-        _whole("rank_cap", self.rank_cap, 1)
+        whole("rank_cap", self.rank_cap, 1)
         if self.alpha is not None:
-            _number("alpha", self.alpha, above=0.0)
-        _one_of("init", self.init, INITS)
-        _one_of("method", self.method, METHODS)
-        _whole("companion_rank", self.companion_rank, 0)
-        _number("rank_dropout", self.rank_dropout, least=0.0, below=1.0)
+            number("alpha", self.alpha, above=0.0)
+        one_of("init", self.init, INITS)
+        one_of("method", self.method, METHODS)
+        whole("companion_rank", self.companion_rank, 0)
+        number("rank_dropout", self.rank_dropout, least=0.0, below=1.0)
 
 
 @dataclass(frozen=True)
@@ -111,20 +112,21 @@ class OptimizerConfig:
     up_rate: float = 1.0  # of the learning rate, for each of the three factors; 0 holds one as it is
     sigma_rate: float = 1.0
     down_rate: float = 1.0
+    text_encoder_rate: float = 0.0  # of these, for the text encoders' layers (SD 1.5, SDXL); 0: they are not trained
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.name, OPTIMIZERS)
-        _number("learning_rate", self.learning_rate, above=0.0)
-        _number("weight_decay", self.weight_decay, least=0.0)
-        _number("beta1", self.beta1, least=0.0, below=1.0)
+        one_of("optimizer", self.name, OPTIMIZERS)
+        number("learning_rate", self.learning_rate, above=0.0)
+        number("weight_decay", self.weight_decay, least=0.0)
+        number("beta1", self.beta1, least=0.0, below=1.0)
         if self.beta2 is not None:
-            _number("beta2", self.beta2, least=0.0, below=1.0)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _whole("warmup_steps", self.warmup_steps, 0)
-        _number("clip_norm", self.clip_norm, least=0.0)
-        _whole("accumulation", self.accumulation, 1)
-        for name in ("up_rate", "sigma_rate", "down_rate"):
-            _number(name, getattr(self, name), least=0.0)
+            number("beta2", self.beta2, least=0.0, below=1.0)
+        one_of("schedule", self.schedule, SCHEDULES)
+        whole("warmup_steps", self.warmup_steps, 0)
+        number("clip_norm", self.clip_norm, least=0.0)
+        whole("accumulation", self.accumulation, 1)
+        for name in ("up_rate", "sigma_rate", "down_rate", "text_encoder_rate"):
+            number(name, getattr(self, name), least=0.0)
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,13 @@ class LossConfig:
     orthogonality: float = 0.0  # weight of ‖UᵀU - I‖² + ‖VᵀV - I‖² of the normalised factors, mean over layers
 
     def __post_init__(self) -> None:
-        _one_of("loss.timesteps", self.timesteps, DRAWS)
-        _number("loss.logit_mean", self.logit_mean)
-        _number("loss.logit_std", self.logit_std, above=0.0)
-        _number("loss.shift", self.shift, above=0.0)
-        _number("loss.min_snr_gamma", self.min_snr_gamma, least=0.0)
-        _number("loss.noise_offset", self.noise_offset, least=0.0)
-        _number("loss.orthogonality", self.orthogonality, least=0.0)
+        one_of("loss.timesteps", self.timesteps, DRAWS)
+        number("loss.logit_mean", self.logit_mean)
+        number("loss.logit_std", self.logit_std, above=0.0)
+        number("loss.shift", self.shift, above=0.0)
+        number("loss.min_snr_gamma", self.min_snr_gamma, least=0.0)
+        number("loss.noise_offset", self.noise_offset, least=0.0)
+        number("loss.orthogonality", self.orthogonality, least=0.0)
 
 
 @dataclass(frozen=True)
@@ -166,17 +168,19 @@ class MonitorConfig:
     keep_adapters: int = 0  # adapters by step beside the final one, the latest ones, one at each save_every; 0: none
     keep_best: bool = False  # also the adapter of the best validation loss
     keep_state: bool = False  # do not delete the resumable state of a finished run
+    spectrum_every: int = 0  # optimizer steps between two looks at every layer's singular values; 0: none
 
     def __post_init__(self) -> None:
-        _number("monitor.validation_share", self.validation_share, least=0.0, most=0.9)
-        _whole("monitor.validate_every", self.validate_every, 1)
-        _whole("monitor.patience", self.patience, 0)
-        _whole("monitor.preview_every", self.preview_every, 0)
-        _patterns("monitor.preview_prompts", self.preview_prompts)
-        _whole("monitor.preview_seed", self.preview_seed, 0)
-        _whole("monitor.keep_adapters", self.keep_adapters, 0)
-        _flag("monitor.keep_best", self.keep_best)
-        _flag("monitor.keep_state", self.keep_state)
+        number("monitor.validation_share", self.validation_share, least=0.0, most=0.9)
+        whole("monitor.validate_every", self.validate_every, 1)
+        whole("monitor.patience", self.patience, 0)
+        whole("monitor.preview_every", self.preview_every, 0)
+        patterns("monitor.preview_prompts", self.preview_prompts)
+        whole("monitor.preview_seed", self.preview_seed, 0)
+        whole("monitor.keep_adapters", self.keep_adapters, 0)
+        flag("monitor.keep_best", self.keep_best)
+        flag("monitor.keep_state", self.keep_state)
+        whole("monitor.spectrum_every", self.spectrum_every, 0)
         if (self.patience or self.keep_best) and not self.validation_share:
             raise InputError(
                 "monitor.patience and monitor.keep_best need monitor.validation_share above 0, 0.1 is usual"
@@ -198,11 +202,11 @@ class CaptionConfig:
     weights: bool = False  # read (word:1.2) as a weight; off: as text
 
     def __post_init__(self) -> None:
-        _flag("captions.shuffle", self.shuffle)
-        _whole("captions.keep_tags", self.keep_tags, 0)
-        _whole("captions.variants", self.variants, 1)
-        _number("captions.dropout", self.dropout, least=0.0, most=1.0)
-        _flag("captions.weights", self.weights)
+        flag("captions.shuffle", self.shuffle)
+        whole("captions.keep_tags", self.keep_tags, 0)
+        whole("captions.variants", self.variants, 1)
+        number("captions.dropout", self.dropout, least=0.0, most=1.0)
+        flag("captions.weights", self.weights)
 
 
 @dataclass(frozen=True)
@@ -217,12 +221,12 @@ class FramingConfig:
     flip: bool = False  # half of the draws are mirrored left to right
 
     def __post_init__(self) -> None:
-        _flag("framing.buckets", self.buckets)
-        _whole("framing.step", self.step, 0)
-        _flag("framing.upscale", self.upscale)
-        _one_of("framing.crop", self.crop, CROPS)
-        _whole("framing.crops", self.crops, 1)
-        _flag("framing.flip", self.flip)
+        flag("framing.buckets", self.buckets)
+        whole("framing.step", self.step, 0)
+        flag("framing.upscale", self.upscale)
+        one_of("framing.crop", self.crop, CROPS)
+        whole("framing.crops", self.crops, 1)
+        flag("framing.flip", self.flip)
 
 
 @dataclass(frozen=True)
@@ -234,8 +238,8 @@ class MaskConfig:
     floor: float = 0.0  # weight of what the mask covers
 
     def __post_init__(self) -> None:
-        _one_of("masks.source", self.source, MASKS)
-        _number("masks.floor", self.floor, least=0.0, most=1.0)
+        one_of("masks.source", self.source, MASKS)
+        number("masks.floor", self.floor, least=0.0, most=1.0)
         if self.source == "folder" and not self.folder.strip():
             raise InputError("masks.source is 'folder', but masks.folder is empty; name the folder of the masks")
 
@@ -254,9 +258,9 @@ class DataConfig:
     masks: MaskConfig = field(default_factory=MaskConfig)
 
     def __post_init__(self) -> None:
-        _whole("resolution", self.resolution, 16)
-        _flag("skip_unreadable", self.skip_unreadable)
-        _whole("max_train_samples", self.max_train_samples, 0)
+        whole("resolution", self.resolution, 16)
+        flag("skip_unreadable", self.skip_unreadable)
+        whole("max_train_samples", self.max_train_samples, 0)
 
 
 @dataclass(frozen=True)
@@ -269,8 +273,8 @@ class PriorConfig:
     seed: int = 0  # of the first picture that is drawn; the next ones count up
 
     def __post_init__(self) -> None:
-        _whole("prior.count", self.count, 0)
-        _whole("prior.seed", self.seed, 0)
+        whole("prior.count", self.count, 0)
+        whole("prior.seed", self.seed, 0)
         if self.count and not self.prompt.strip():
             raise InputError(f"prior.count is {self.count}, but prior.prompt is empty; say what to draw")
 
@@ -295,16 +299,16 @@ class TrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps, 1)
-        _whole("epochs", self.epochs, 0)
-        _whole("batch_size", self.batch_size, 1)
-        _whole("seed", self.seed, 0)
-        _one_of("precision", self.precision, PRECISIONS)
-        _flag("gradient_checkpointing", self.gradient_checkpointing)
-        _whole("save_every", self.save_every, 0)
-        _whole("prior_batch_size", self.prior_batch_size, 1)
-        _number("prior_weight", self.prior_weight, least=0.0)
-        _number("ema", self.ema, least=0.0, below=1.0)
+        whole("steps", self.steps, 1)
+        whole("epochs", self.epochs, 0)
+        whole("batch_size", self.batch_size, 1)
+        whole("seed", self.seed, 0)
+        one_of("precision", self.precision, PRECISIONS)
+        flag("gradient_checkpointing", self.gradient_checkpointing)
+        whole("save_every", self.save_every, 0)
+        whole("prior_batch_size", self.prior_batch_size, 1)
+        number("prior_weight", self.prior_weight, least=0.0)
+        number("ema", self.ema, least=0.0, below=1.0)
 
 
 def parse_rank(rank: int | str) -> int | float:
@@ -362,43 +366,3 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
         raise InputError(f"{name} is {value!r}; wanted {wanted}")
     return value
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name} is {value!r}; known: {', '.join(known)}")
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} is {value!r}; wanted a whole number from {least} up")
-
-
-def _patterns(name: str, values: tuple[str, ...]) -> None:
-    if not isinstance(values, tuple) or not all(isinstance(value, str) and value.strip() for value in values):
-        raise InputError(f"{name} is {values!r}; wanted a list of texts that are not empty")
-
-
-def _flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}; wanted true or false")
-
-
-def _number(
-    name: str,
-    value: float,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    most: float = math.inf,
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not least <= value <= most or not above < value < below:
-        limits = [f"above {above:g}"] if above > -math.inf else []
-        if most < math.inf:
-            limits.append(f"from {least:g} to {most:g}")
-        elif least > -math.inf:
-            limits.append(f"from {least:g} up")
-        limits += [f"below {below:g}"] if below < math.inf else []
-        raise InputError(f"{name} is {value!r}; wanted a finite number {' and '.join(limits)}".rstrip())

@@ -19,6 +19,7 @@ __all__ = [
     "foreign_layer",
     "guess_architecture",
     "is_dotted",
+    "is_text",
     "parse_key",
     "stem_of_diffusers_module",
 ]
@@ -117,6 +118,11 @@ def foreign_layer(key: str) -> tuple[str, str]:
         if match:
             return kind, key[: match.start()] or key
     return "unknown tensors", key
+
+
+def is_text(stem: str) -> bool:
+    """True for a canonical stem of a text encoder's layer."""
+    return stem.startswith("lora_te")
 
 
 def is_dotted(stem: str) -> bool:

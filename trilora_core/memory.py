@@ -133,9 +133,9 @@ def estimate(run: Run, *, checkpointing: bool | None = None) -> Estimate:
     accumulated = apart or run.config.optimizer.accumulation > 1
     with ExitStack() as stack:
         stack.enter_context(_same_randomness(device))
-        stack.enter_context(run.trainable.attach(run.denoiser.targets(run.config.adapter.layers)))
+        stack.enter_context(run.trainable.attach(run.targets()))
         if recompute:
-            stack.enter_context(checkpointed(run.denoiser.blocks(), in_place_safe=run.denoiser.in_place_safe))
+            stack.enter_context(checkpointed(run.blocks(), in_place_safe=run.denoiser.in_place_safe))
         meter = Meter(device, params)
         with meter:
             run.rehearse(batch, accumulated=accumulated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 from .adapter import TriLoRA
 from .config import OptimizerConfig
 from .errors import InputError
+from .keys import is_text
 
 __all__ = [
     "Averaging",
@@ -42,6 +44,11 @@ class Averaging(Protocol):
 def check_optimizer(config: OptimizerConfig, ema: float = 0.0) -> None:
     """Raise InputError for options that the chosen optimizer does not go with, or when its library is absent."""
     rates = {rate for rate in (config.up_rate, config.sigma_rate, config.down_rate) if rate}
+    if config.name == "prodigy" and config.text_encoder_rate not in (0.0, 1.0):
+        raise InputError(
+            f"optimizer prodigy finds one rate for all parameters, but text_encoder_rate is"
+            f" {config.text_encoder_rate:g}; make it 1, or 0 to leave the text encoder out"
+        )
     if config.name == "prodigy" and len(rates) > 1:
         raise InputError(
             f"optimizer prodigy finds one rate for all parameters, but up_rate is {config.up_rate:g}, sigma_rate"
@@ -61,6 +68,8 @@ def check_optimizer(config: OptimizerConfig, ema: float = 0.0) -> None:
 
 def make_optimizer(adapter: TriLoRA, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the named optimizer over the adapter: a group for up, sigma and down, whose "rate" is that of the factor.
+
+    Layers of text encoders have groups of their own, whose rates are multiplied by that of the text encoders.
 
     Σ is a scale, not a direction, and never decays. A factor of rate 0 is held: it is in no group, and its
     requires_grad is False, so that no gradient of it is computed. Prodigy finds the rate by itself: learning_rate
@@ -138,19 +147,24 @@ def rate_at(config: OptimizerConfig, step: int, steps: int) -> float:
 
 def _groups(adapter: TriLoRA, config: OptimizerConfig) -> Groups:
     rates = {"up": config.up_rate, "sigma": config.sigma_rate, "down": config.down_rate}
+    parts = ((False, 1.0), (True, config.text_encoder_rate))
     if not rates["up"] and not any(branch.up.any() for branch in adapter.branches.values()):
         raise InputError(
             "up_rate is 0 and up starts at zero, so nothing would be learned; set up_rate above 0, or start from a"
             " trained adapter"
         )
     groups: Groups = []
-    for factor, rate in rates.items():
-        named = [p for name, p in adapter.named_parameters() if name.endswith(f".{factor}") and p.requires_grad]
-        if rate and named:
+    for (text, part), (factor, rate) in itertools.product(parts, rates.items()):
+        named = [
+            p
+            for name, p in adapter.named_parameters()
+            if name.endswith(f".{factor}") and is_text(name) == text and p.requires_grad
+        ]
+        if rate * part and named:
             decay = 0.0 if factor == "sigma" else config.weight_decay
-            groups.append({"params": named, "rate": rate, "weight_decay": decay})
+            groups.append({"params": named, "rate": rate * part, "weight_decay": decay})
         for parameter in named:
-            parameter.requires_grad_(rate > 0)
+            parameter.requires_grad_(rate * part > 0)
     if not groups:
         raise InputError("up_rate, sigma_rate and down_rate leave nothing to train; set one of them above 0")
     return groups

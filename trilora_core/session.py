@@ -125,7 +125,7 @@ def train_to_file(
     check_writable(output.parent)
     _check_watch(run, held_out, previewer)
     remove_leftovers(output)
-    state, denoiser = state_path(output), run.denoiser
+    state = state_path(output)
     history = History.load(load_state(state, run) if resume and state.is_file() else {})
     monitor = None if held_out is None else Monitor(run, held_out)  # asks the base, so before the adapter is attached
     with RunLog(output, run.step) as log:
@@ -134,9 +134,9 @@ def train_to_file(
         way = Milestones(run, output, history, log, keep.on_the_way, monitor, previewer, listeners)
         try:
             with ExitStack() as stack:
-                stack.enter_context(run.trainable.attach(denoiser.targets(run.config.adapter.layers)))
+                stack.enter_context(run.trainable.attach(run.targets()))
                 if run.config.gradient_checkpointing:
-                    stack.enter_context(checkpointed(denoiser.blocks(), in_place_safe=denoiser.in_place_safe))
+                    stack.enter_context(checkpointed(run.blocks(), in_place_safe=run.denoiser.in_place_safe))
                 way.reach()  # the start, or what an interrupt kept the resumed step from
                 for step in stack.enter_context(closing(_steps(run, way, log))):
                     way.reach()

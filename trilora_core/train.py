@@ -1,4 +1,4 @@
-"""The contract between the training loop and a model, and the loop: a generator of Step records."""
+"""The training loop: a generator of Step records over the protocols of a model."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import time
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import Target, TriLoRA
 from .batches import Line, Row, masks_of, of_one_shape
-from .config import LayerConfig, TrainConfig, to_json
+from .config import TrainConfig, to_json
 from .data.dataset import Dataset, Encoder
 from .ema import Result
+from .errors import InputError
 from .fileformat import Adapter
-from .layers import DEFAULT
 from .objective import min_snr_weights, mse_per_sample
 from .optim import check_optimizer, load_optimizer_state, make_optimizer, optimizer_state, rate_at, set_rate
+from .protocols import Denoiser, Previewer, TextEncoder
 
 __all__ = [
     "Denoiser",
@@ -29,60 +30,17 @@ __all__ = [
     "Previewer",
     "Run",
     "Step",
+    "TextEncoder",
     "TrainingDiverged",
     "data_hash",
     "planned",
     "run_fingerprint",
+    "targets_of",
     "train",
 ]
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BAD_STEPS = 3  # dropped steps in a row that end a run
-
-
-@runtime_checkable
-class Denoiser(Protocol):
-    """A frozen model as the loop sees it."""
-
-    architecture: str  # "sd15", "sdxl", "sd3", "flux" or "toy"
-    base_name: str
-    base_fingerprint: str
-    prediction_type: str  # "epsilon", "v", "v_prediction" (the same, in diffusers) or "flow"
-    in_place_safe: bool  # False: blocks overwrite what they were given, and checkpointing must copy it
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Of the model's own arithmetic when nothing is autocast."""
-        ...
-
-    def targets(self, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
-        """The chosen layers by canonical file stem; InputError when none is left."""
-        ...
-
-    def blocks(self) -> list[nn.Module]:
-        """The modules that gradient checkpointing recomputes one by one."""
-        ...
-
-    def times(self, u: Tensor) -> Tensor:
-        """Draws u in [0, 1], (B,) -> the model's own times or sigmas, (B,); u = 1 is the most noise."""
-        ...
-
-    def snr(self, times: Tensor) -> Tensor:
-        """Signal-to-noise ratio (signal / noise)² at the model's times, (B,) -> (B,); 0 at pure noise."""
-        ...
-
-    def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """One forward at the given times: (prediction, regression target), each (B, C, h, w)."""
-        ...
-
-
-@runtime_checkable
-class Previewer(Protocol):
-    """Draws with the adapter as it is now."""
-
-    def preview(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-        """One Pillow picture for each prompt and seed."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -110,13 +68,25 @@ class Run:
     """
 
     def __init__(
-        self, config: TrainConfig, denoiser: Denoiser, dataset: Dataset, adapter: TriLoRA, prior: Dataset | None = None
+        self,
+        config: TrainConfig,
+        denoiser: Denoiser,
+        dataset: Dataset,
+        adapter: TriLoRA,
+        prior: Dataset | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
-        """`prior` holds pictures of the class, whose loss keeps the base model's idea of it (Ruiz et al. 2023)."""
+        """`prior` holds pictures of the class, whose loss keeps the base model's idea of it (Ruiz et al. 2023).
+
+        `text` are the model's text encoders where the options train them too. Raises InputError where they do and it is
+        missing, or a data set holds no captions but only what was encoded of them.
+        """
+        _check_text(config, text, [dataset] if prior is None else [dataset, prior])
         self.config = config
         self.denoiser = denoiser
         self.dataset = dataset
         self.prior = prior
+        self.text = text
         self._lines = [Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)]
         if prior is not None:
             self._lines.append(
@@ -132,7 +102,8 @@ class Run:
         self._bad = 0
         self._stop = False
         self._device = adapter.trainable()[0].device
-        half = _PRECISION.get(config.precision, denoiser.compute_dtype) is torch.float16
+        own = [denoiser.compute_dtype] if text is None else [denoiser.compute_dtype, text.compute_dtype]
+        half = torch.float16 in [_PRECISION.get(config.precision, dtype) for dtype in own]
         # 1024 keeps fp16 gradients of a mean loss clear of underflow without overflowing at once
         self.scaler = torch.amp.GradScaler(self._device.type, init_scale=1024.0, enabled=half)
 
@@ -149,6 +120,14 @@ class Run:
     def device(self) -> torch.device:
         """Where the adapter is, and the model computes."""
         return self._device
+
+    def targets(self) -> dict[str, Target]:
+        """The layers that are adapted, by canonical file stem."""
+        return targets_of(self.config, self.denoiser, self.text)
+
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing recomputes, one by one."""
+        return self.denoiser.blocks() + ([] if self.text is None else self.text.blocks())
 
     def shapes(self, batch: int) -> list[Hashable]:
         """The shape of each picture of batch number `batch` (from 0), prior pictures included."""
@@ -265,7 +244,7 @@ class Run:
         noise = torch.stack([row.noise for row in rows]).to(self._device)
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with self._autocast():
-            prediction, target = self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
+            prediction, target = self.denoiser.predict(clean, noise, times, self._cond(rows))
         weights = torch.tensor([row.weight for row in rows]).to(self._device)
         if self.config.loss.min_snr_gamma:
             snr, kind = self.denoiser.snr(times), self.denoiser.prediction_type
@@ -281,7 +260,16 @@ class Run:
         noise = torch.stack([row.noise for row in rows]).to(self._device)
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with self._autocast():
-            return self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
+            return self.denoiser.predict(clean, noise, times, self._cond(rows))
+
+    def _cond(self, rows: Sequence[Row]) -> list[Any]:
+        """What was encoded beforehand, or where the text encoders learn, what they make of the captions now."""
+        cond = [row.sample.cond for row in rows]
+        if self.text is None:
+            return cond
+        texts = [row.sample.text for row in rows]
+        assert None not in texts  # _check_text
+        return self.text.encode(cast("list[str]", texts), cond)
 
     def _clip(self, loss: Tensor | int) -> tuple[float, float]:
         """Clip the gradients; the loss and their norm before it, in the one synchronisation of a step."""
@@ -296,6 +284,26 @@ class Run:
             return nullcontext()
         dtype = _PRECISION[self.config.precision]
         return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def targets_of(config: TrainConfig, denoiser: Denoiser, text: TextEncoder | None = None) -> dict[str, Target]:
+    """The layers that the options choose, of the denoiser and of the text encoders where these are trained too."""
+    layers = config.adapter.layers
+    return denoiser.targets(layers) | ({} if text is None else text.targets(layers))
+
+
+def _check_text(config: TrainConfig, text: TextEncoder | None, data: Sequence[Dataset]) -> None:
+    rate = config.optimizer.text_encoder_rate
+    if bool(rate) != (text is not None):
+        raise InputError(
+            f"text_encoder_rate is {rate:g}, but the run was given {'no' if text is None else 'a'} text encoder; set it"
+            f" to 0, or train a model whose text encoders can be trained (SD 1.5, SDXL)"
+        )
+    if text is not None and not all(dataset.texts for dataset in data):
+        raise InputError(
+            "text_encoder_rate is set, but this data set holds encoded captions without their text; make it from"
+            " pictures with captions, or set text_encoder_rate to 0"
+        )
 
 
 def planned(config: TrainConfig, dataset: Dataset) -> TrainConfig:

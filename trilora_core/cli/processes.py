@@ -147,8 +147,8 @@ def averaged_gradients(adapter: TriLoRA, crew: Crew) -> Iterator[None]:
 def follow(run: Run) -> None:
     """Train beside the first process, which reports and writes the file."""
     with ExitStack() as stack:
-        stack.enter_context(run.trainable.attach(run.denoiser.targets(run.config.adapter.layers)))
+        stack.enter_context(run.trainable.attach(run.targets()))
         if run.config.gradient_checkpointing:
-            stack.enter_context(checkpointed(run.denoiser.blocks()))
+            stack.enter_context(checkpointed(run.blocks(), in_place_safe=run.denoiser.in_place_safe))
         for _ in stack.enter_context(closing(train(run))):
             pass

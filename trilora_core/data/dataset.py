@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,11 +76,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a picture: latents (C, h, w), conditioning, and where the loss counts, (1, h, w) in [0, 1]."""
+    """One look at a picture: latents (C, h, w), conditioning, where the loss counts, (1, h, w) in [0, 1], caption."""
 
     latents: Tensor
     cond: Any
     mask: Tensor | None = None
+    text: str | None = None  # what `cond` encodes; None where only the encoding came
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Dataset:
     placed: Callable[[Any, Frame], Any] | None = None
     skipped: tuple[str, ...] = ()  # one message for each picture that could not be used
     notes: tuple[str, ...] = ()  # what else the reader of the folder should know
+    texts: Mapping[str, str] = field(default_factory=dict)  # captions by the keys of their conditioning
 
     def __len__(self) -> int:
         return len(self.items)
@@ -125,11 +127,12 @@ class Dataset:
         variant = chance.randrange(len(item.latents))
         order = chance.randrange(len(item.cond))
         dropped = chance.random() < self.config.captions.dropout
-        cond = self._get(self.blank if dropped else item.cond[order])
+        key = self.blank if dropped else item.cond[order]
+        cond = self._get(key)
         if self.placed is not None and item.frames:
             cond = self.placed(cond, item.frames[variant])
         mask = self._mask(item.masks[variant]) if item.masks else None
-        return Sample(self._get(item.latents[variant]), cond, mask)
+        return Sample(self._get(item.latents[variant]), cond, mask, self.texts.get(key))
 
     def part(self, first: int, step: int) -> Dataset:
         """Every step-th picture from `first` on."""

@@ -6,7 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -74,7 +74,7 @@ def encoded(
     store.flush()
     whole = tuple(item for item in items if item.name not in broken)
     skipped = (*skipped, *map(str, broken.values()))
-    return _dataset(whole, config, store, skipped, notes, blank=blank, placed=encoder.placed)
+    return replace(_dataset(whole, config, store, skipped, notes, blank=blank, placed=encoder.placed), texts=texts)
 
 
 def unencoded(

@@ -86,6 +86,9 @@ class ToyDenoiser:
     def snr(self, times: Tensor) -> Tensor:
         return ((1 - times) / times) ** 2
 
+    def raw(self, latents: Tensor) -> Tensor:
+        return latents
+
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
         self.calls += 1
         t = times.view(-1, 1, 1, 1)

@@ -15,19 +15,23 @@ from .data.dataset import Dataset, Sample
 from .data.sampler import Order
 from .objective import DRAWS
 
-__all__ = ["Line", "Row", "masks_of", "of_one_shape"]
+__all__ = ["Line", "Row", "masks_of", "of_one_shape", "targets_given"]
 
 _PLAIN = LossConfig()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample of a batch with what was drawn for it; `weight` is its share of the loss."""
+    """One sample of a batch with what was drawn for it; `weight` is its share of the loss.
+
+    `target` is what the prediction is to be where that is not what the noise makes of the sample.
+    """
 
     sample: Sample
     noise: Tensor
     u: Tensor  # (1,)
     weight: float
+    target: Tensor | None = None
 
 
 class Line:
@@ -74,3 +78,11 @@ def masks_of(samples: Sequence[Sample]) -> Tensor | None:
         return None
     size = samples[0].latents.shape[-2:]
     return torch.stack([torch.ones(1, *size) if sample.mask is None else sample.mask for sample in samples])
+
+
+def targets_given(rows: Sequence[Row], target: Tensor) -> Tensor:
+    """The regression targets (B, C, h, w) with those that rows bring along in the place of theirs."""
+    if all(row.target is None for row in rows):
+        return target
+    parts = [own if row.target is None else row.target.to(own) for row, own in zip(rows, target, strict=True)]
+    return torch.stack(parts)

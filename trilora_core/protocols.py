@@ -46,6 +46,10 @@ class Denoiser(Protocol):
         """Signal-to-noise ratio (signal / noise)² at the model's times, (B,) -> (B,); 0 at pure noise."""
         ...
 
+    def raw(self, latents: Tensor) -> Tensor:
+        """Latents as the model computes with them, (B, C, h, w) -> as the VAE gives them and `predict` takes them."""
+        ...
+
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """One forward at the given times: (prediction, regression target), each (B, C, h, w)."""
         ...

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Target, TriLoRA
-from .batches import Line, Row, masks_of, of_one_shape
+from .batches import Line, Row, masks_of, of_one_shape, targets_given
 from .config import TrainConfig, to_json
 from .data.dataset import Dataset, Encoder
 from .ema import Result
@@ -22,6 +22,7 @@ from .errors import InputError
 from .fileformat import Adapter
 from .objective import min_snr_weights, mse_per_sample
 from .optim import check_optimizer, load_optimizer_state, make_optimizer, optimizer_state, rate_at, set_rate
+from .preserve import Kept, KeptLine
 from .protocols import Denoiser, Previewer, TextEncoder
 
 __all__ = [
@@ -75,6 +76,7 @@ class Run:
         adapter: TriLoRA,
         prior: Dataset | None = None,
         text: TextEncoder | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """`prior` holds pictures of the class, whose loss keeps the base model's idea of it (Ruiz et al. 2023).
 
@@ -87,11 +89,15 @@ class Run:
         self.dataset = dataset
         self.prior = prior
         self.text = text
-        self._lines = [Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)]
+        self._lines: list[Line | KeptLine] = [
+            Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)
+        ]
         if prior is not None:
             self._lines.append(
                 Line(prior, config.seed, config.prior_batch_size, config.prior_weight, "prior", config.loss)
             )
+        if kept is not None:
+            self._lines.append(KeptLine(kept, config.seed, config.batch_size))
         self.trainable = adapter
         check_optimizer(config.optimizer, config.ema)
         self.optimizer = make_optimizer(adapter, config.optimizer)
@@ -245,6 +251,7 @@ class Run:
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with self._autocast():
             prediction, target = self.denoiser.predict(clean, noise, times, self._cond(rows))
+            target = targets_given(rows, target)
         weights = torch.tensor([row.weight for row in rows]).to(self._device)
         if self.config.loss.min_snr_gamma:
             snr, kind = self.denoiser.snr(times), self.denoiser.prediction_type

@@ -71,6 +71,10 @@ class HostDenoiser:
         scaling = self.model.model_sampling.noise_scaling
         return (scaling(times, zero, one) / scaling(times, one, zero)).square().flatten()
 
+    def raw(self, latents: Tensor) -> Tensor:
+        """Latents of the model's scale, (B, C, h, w) -> as the VAE gives them."""
+        return self.model.process_latent_out(latents)
+
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """One forward of raw VAE latents (B, C, h, w) at sigmas (B,): (network output, its regression target)."""
         self._check(latents, cond)

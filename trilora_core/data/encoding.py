@@ -23,7 +23,7 @@ from .dataset import Dataset, Encoder, Item, normal
 from .framing import Frame
 from .pictures import to_tensor
 
-__all__ = ["Picture", "Progress", "encoded", "unencoded"]
+__all__ = ["Picture", "Progress", "encode_captions", "encoded", "unencoded"]
 
 DECODERS = 2  # threads: enough to keep one encoder busy, and the host has work of its own
 AHEAD = 8  # pictures decoded in advance: bounds the memory
@@ -75,6 +75,17 @@ def encoded(
     whole = tuple(item for item in items if item.name not in broken)
     skipped = (*skipped, *map(str, broken.values()))
     return replace(_dataset(whole, config, store, skipped, notes, blank=blank, placed=encoder.placed), texts=texts)
+
+
+def encode_captions(
+    texts: Sequence[str], encoder: Encoder, store: Store, progress: Progress | None = None
+) -> tuple[str, ...]:
+    """Encode captions that belong to no picture; the key of each one's conditioning."""
+    config = DataConfig()
+    keys = tuple(_caption_key(text, config, encoder.caption_fingerprint) for text in texts)
+    report = progress or (lambda done, total: None)
+    _encode_captions(dict(zip(keys, texts, strict=True)), config, encoder, store, lambda done: report(done, len(keys)))
+    return keys
 
 
 def unencoded(

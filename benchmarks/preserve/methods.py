@@ -1,0 +1,58 @@
+"""Every method that is compared, and which runs each stage of the comparison is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CONCEPT_NAMES = ("style", "subject", "layout")
+
+LORA = {"method": "lora", "init": "ones"}
+KEEP1 = {"weight": 1.0}
+METHODS: dict[str, dict] = {
+    "lora": LORA,
+    "lora decay 1": LORA | {"decay": 1.0},
+    "lora decay 3": LORA | {"decay": 3.0},
+    "lora decay 10": LORA | {"decay": 10.0},
+    "svd-mean": {},
+    "keep 1": {"keep": KEEP1},
+    "keep 3": {"keep": KEEP1 | {"weight": 3.0}},
+    "keep 10": {"keep": KEEP1 | {"weight": 10.0}},
+    "keep 1 world": {"keep": KEEP1, "captions": "world"},
+    "keep 3 world": {"keep": KEEP1 | {"weight": 3.0}, "captions": "world"},
+    "keep 3 share 1": {"keep": KEEP1 | {"weight": 3.0, "share": 1.0}},
+    "keep 3 points 4": {"keep": KEEP1 | {"weight": 3.0, "points": 4}},
+    "keep 3 points 16": {"keep": KEEP1 | {"weight": 3.0, "points": 16}},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run."""
+
+    method: str
+    concept: str
+    seed: int
+    rate: float
+    steps: int = 200
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} | {self.concept} | {self.seed} | {self.rate:g} | {self.steps}"
+
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+
+
+def _all(methods, seeds, rates) -> list[Task]:
+    return [Task(m, c, s, r) for s in seeds for m in methods for r in rates for c in CONCEPT_NAMES]
+
+
+STAGES = {
+    "tune lora": lambda: _all(["lora"], (100,), RATES) + _all(["lora"], (101,), RATES),
+    "explore": lambda: _all(["keep 1", "keep 3", "keep 10", "keep 1 world", "keep 3 world", "svd-mean"], (100,), (2e-3, 4e-3)),
+}
+
+
+def tasks(stage: str) -> list[Task]:
+    """The runs of a stage, in their order."""
+    return STAGES[stage]()

@@ -22,6 +22,7 @@ __all__ = [
     "METHODS",
     "OPTIMIZERS",
     "PRECISIONS",
+    "PRESERVES",
     "SCHEDULES",
     "AdapterConfig",
     "CaptionConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "MaskConfig",
     "MonitorConfig",
     "OptimizerConfig",
+    "PreserveConfig",
     "PriorConfig",
     "TrainConfig",
     "from_dict",
@@ -49,6 +51,7 @@ LAYERS = ("attention", "self-attention", "attention+ff", "attention+ff+conv")
 DRAWS = ("uniform", "logit-normal", "shifted")
 CROPS = ("center", "random")
 MASKS = ("none", "alpha", "folder")
+PRESERVES = ("off", "light", "strong")
 
 T = TypeVar("T")
 
@@ -280,6 +283,18 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class PreserveConfig:
+    """How much of what the base model does on other captions is kept, without pictures of it."""
+
+    base: str = "off"
+    prompts: tuple[str, ...] = ()  # what is to stay; none given: a broad list of everyday things
+
+    def __post_init__(self) -> None:
+        one_of("preserve.base", self.base, PRESERVES)
+        patterns("preserve.prompts", self.prompts)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole run except its model and data."""
 
@@ -297,6 +312,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    preserve: PreserveConfig = field(default_factory=PreserveConfig)
 
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)

@@ -22,9 +22,9 @@ from trilora_core.preserve import Amount, Kept, encode_prior, keep
 from trilora_core.train import Run, train
 
 STEPS, BATCH, RANK = 200, 3, 8
-MEASURED = (25, 50, 75, 100, 125, 150, 175, 200)
-STRENGTHS = (0.25, 0.5, 0.75, 0.9)
-LOOKS = 48
+MEASURED = (25, 50, 100, 150, 200)
+STRENGTHS = (0.5, 0.75)
+LOOKS = 32
 
 
 class Bench:
@@ -36,7 +36,7 @@ class Bench:
         self.store = MemoryStore()
         self._data: dict[str, tuple[Dataset, Dataset]] = {}
         self._kept: dict[object, Kept] = {}
-        self.known = self.encoded(known(24, "drift"))
+        self.known = self.encoded(known(16, "drift"))
         self.drift_rows = self.rows(self.known)
         self.base_drift = self.predictions(self.drift_rows)
 
@@ -59,7 +59,7 @@ class Bench:
             sample = data.sample(number % len(data), None or __import__("random").Random(0))
             generator = torch.Generator().manual_seed(derive_seed("preserve look", number))
             noise = torch.randn(sample.latents.shape, generator=generator)
-            u = ((number * 29) % LOOKS + 0.5) / LOOKS  # every time with every picture's neighbour
+            u = ((number * 13) % LOOKS + 0.5) / LOOKS  # every time with every picture's neighbour
             found.append(Row(sample, noise, torch.tensor([u]), 1.0))
         return found
 

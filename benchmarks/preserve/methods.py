@@ -48,8 +48,8 @@ def _all(methods, seeds, rates) -> list[Task]:
 
 
 STAGES = {
-    "tune lora": lambda: _all(["lora"], (100,), RATES) + _all(["lora"], (101,), RATES),
-    "explore": lambda: _all(["keep 1", "keep 3", "keep 10", "keep 1 world", "keep 3 world", "svd-mean"], (100,), (2e-3, 4e-3)),
+    "tune lora": lambda: _all(["lora"], (100,), (1e-3, 2e-3, 4e-3)),
+    "explore": lambda: _all(["keep 3", "keep 10"], (100,), (4e-3,)) + _all(["keep 3 world"], (100,), (4e-3,)),
 }
 
 

@@ -42,7 +42,7 @@ __all__ = [
     "to_json",
 ]
 
-INITS = ("svd-mean", "svd", "svd-max", "svd-fro", "ones")
+INITS = ("svd-mean", "svd", "svd-max", "svd-fro", "ones", "contrast")
 METHODS = ("trilora", "lora")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree", "lion")
 SCHEDULES = ("constant", "cosine", "linear")

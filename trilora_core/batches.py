@@ -15,7 +15,7 @@ from .data.dataset import Dataset, Sample
 from .data.sampler import Order
 from .objective import DRAWS
 
-__all__ = ["Line", "Row", "masks_of", "of_one_shape", "targets_given"]
+__all__ = ["Line", "Row", "learned_of", "masks_of", "of_one_shape", "targets_given"]
 
 _PLAIN = LossConfig()
 
@@ -86,3 +86,8 @@ def targets_given(rows: Sequence[Row], target: Tensor) -> Tensor:
         return target
     parts = [own if row.target is None else row.target.to(own) for row, own in zip(rows, target, strict=True)]
     return torch.stack(parts)
+
+
+def learned_of(rows: Sequence[Row]) -> Tensor:
+    """(B,), true for rows that are learned from pictures, false for those that bring their target along."""
+    return torch.tensor([row.target is None for row in rows])

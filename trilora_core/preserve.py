@@ -10,8 +10,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,15 +18,17 @@ from torch import Tensor
 
 from .adapter import derive_seed
 from .batches import Row
+from .config import PreserveConfig
 from .data.cache import Store
 from .data.dataset import Dataset, Encoder, Sample
 from .data.encoding import encode_captions
 from .errors import InputError
 from .paths import Point, walk
+from .precision import autocast
 from .prompts import BROAD
 from .protocols import Denoiser
 
-__all__ = ["LEVELS", "Amount", "Captions", "Kept", "KeptLine", "encode_prior", "keep"]
+__all__ = ["LEVELS", "Amount", "Captions", "Kept", "KeptLine", "check_kept", "encode_prior", "keep", "prompts_hash"]
 
 _TOGETHER = 4  # paths that are walked in one batch: always the same ones, so that each comes out alike every time
 
@@ -101,6 +102,19 @@ class KeptLine:
 _SLACK = 1e-6  # three thirds are a whole
 
 
+def check_kept(config: PreserveConfig, kept: Kept | None) -> None:
+    """Raise InputError where the base is to be preserved and nothing was kept of it, or the other way round."""
+    if (config.base != "off") != (kept is not None):
+        what = "nothing of the base's was" if kept is None else "points of the base's paths were"
+        raise InputError(f"preserve.base is {config.base!r}, but {what} given; see preserve.keep")
+
+
+def prompts_hash(config: PreserveConfig) -> str:
+    """Of what a level stands for and of the captions that are meant, which may both change with this program."""
+    told = (sorted(asdict(LEVELS[config.base]).items()), config.prompts or BROAD)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
 def encode_prior(texts: Sequence[str], encoder: Encoder, store: Store) -> Captions:
     """Captions of what is to stay, those of prompts.BROAD where none are given, encoded."""
     chosen = tuple(texts) or BROAD
@@ -116,44 +130,67 @@ def keep(
     amount: Amount,
     device: torch.device,
     *,
-    autocast: AbstractContextManager[Any] | None = None,
+    precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Kept:
     """Walk the paths that the store does not hold yet; the adapter must not be attached.
 
-    `progress` hears (done, total) in points. The shape is the most frequent one of the data set.
+    All have the most frequent shape of the data set. `progress` hears (done, total) in points, and may raise to stop:
+    what was done is kept.
     """
+    shape, size = _common(dataset)
+    made = _Maker(denoiser, captions, size, amount, device, precision)
+    report = progress or (lambda done, total: None)
+    for first in range(0, amount.paths, _TOGETHER):
+        together = range(first, min(first + _TOGETHER, amount.paths))
+        made.walk(together, lambda done: report(done, amount.paths * amount.points))
+    captions.store.flush()
+    points = tuple(
+        (made.key(path, n), made.caption(path)) for path in range(amount.paths) for n in range(amount.points)
+    )
+    return Kept(points, captions, shape, amount)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the points of paths, named by all that they depend on."""
+
+    denoiser: Denoiser
+    captions: Captions
+    size: tuple[int, ...]
+    amount: Amount
+    device: torch.device
+    precision: str
+
+    def walk(self, paths: Sequence[int], report: Callable[[int], None]) -> None:
+        """Make what the store lacks of some paths, which are walked together."""
+        count, store = self.amount.points, self.captions.store
+        before = paths[0] * count
+        if store.missing(self.key(path, n) for path in paths for n in range(count)):
+            cond = [_get(store, self.captions.keys[self.caption(path)]) for path in paths]
+            with autocast(self.precision, self.device):
+                for n, point in enumerate(walk(self.denoiser, cond, *_starts(paths, self.size), count, self.device)):
+                    for row, path in enumerate(paths):
+                        store.put(self.key(path, n), _entry(point, row))
+                    report(before + (n + 1) * len(paths))
+        report(before + count * len(paths))
+
+    def caption(self, path: int) -> int:
+        """Which caption a path has: they take turns."""
+        return path % len(self.captions.texts)
+
+    def key(self, path: int, number: int) -> str:
+        """Where a point lies in the store."""
+        base = (self.denoiser.base_fingerprint, str(self.denoiser.compute_dtype), self.precision)
+        parts = (1, *base, self.captions.keys[self.caption(path)], path, self.size, self.amount.points, number)
+        return f"kept {hashlib.sha256(repr(parts).encode()).hexdigest()}"
+
+
+def _common(dataset: Dataset) -> tuple[Hashable, tuple[int, ...]]:
+    """The most frequent shape of a data set, as it has it and as that of latents."""
     shape = Counter(item.shape for item in dataset.items).most_common(1)[0][0]
     index = next(index for index, item in enumerate(dataset.items) if item.shape == shape)
-    size = tuple(dataset.sample(index, random.Random(0)).latents.shape)
-    total, report = amount.paths * amount.points, progress or (lambda done, total: None)
-    found: list[tuple[str, int]] = []
-    for first in range(0, amount.paths, _TOGETHER):
-        paths = range(first, min(first + _TOGETHER, amount.paths))
-        places = [[_key(denoiser, captions, path, size, amount, n) for n in range(amount.points)] for path in paths]
-        if captions.store.missing(key for keys in places for key in keys):
-            with autocast or nullcontext():
-                _walked(denoiser, captions, paths, places, size, amount, device)
-        found += [(key, path % len(captions.texts)) for path, keys in zip(paths, places, strict=True) for key in keys]
-        report(len(found), total)
-    captions.store.flush()
-    return Kept(tuple(found), captions, shape, amount)
-
-
-def _walked(
-    denoiser: Denoiser,
-    captions: Captions,
-    paths: Sequence[int],
-    places: Sequence[Sequence[str]],
-    size: tuple[int, ...],
-    amount: Amount,
-    device: torch.device,
-) -> None:
-    cond = [_get(captions.store, captions.keys[path % len(captions.keys)]) for path in paths]
-    noise, offsets = _starts(paths, size)
-    for number, point in enumerate(walk(denoiser, cond, noise, offsets, amount.points, device)):
-        for row, keys in enumerate(places):
-            captions.store.put(keys[number], _entry(point, row))
+    return shape, tuple(dataset.sample(index, random.Random(0)).latents.shape)
 
 
 def _starts(paths: Sequence[int], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -174,14 +211,6 @@ def _entry(point: Point, row: int) -> dict[str, Tensor]:
         "u": point.u[row : row + 1].clone(),
         "prediction": point.prediction[row].half().float(),
     }
-
-
-def _key(
-    denoiser: Denoiser, captions: Captions, path: int, size: tuple[int, ...], amount: Amount, number: int
-) -> str:
-    caption = captions.keys[path % len(captions.keys)]
-    parts = (1, denoiser.base_fingerprint, str(denoiser.compute_dtype), caption, path, size, amount.points, number)
-    return f"kept {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
 def _get(store: Store, key: str) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Generator, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Target, TriLoRA
-from .batches import Line, Row, masks_of, of_one_shape, targets_given
+from .batches import Line, Row, learned_of, masks_of, of_one_shape, targets_given
 from .config import TrainConfig, to_json
 from .data.dataset import Dataset, Encoder
 from .ema import Result
@@ -22,7 +22,8 @@ from .errors import InputError
 from .fileformat import Adapter
 from .objective import min_snr_weights, mse_per_sample
 from .optim import check_optimizer, load_optimizer_state, make_optimizer, optimizer_state, rate_at, set_rate
-from .preserve import Kept, KeptLine
+from .precision import DTYPES, autocast
+from .preserve import Kept, KeptLine, check_kept, prompts_hash
 from .protocols import Denoiser, Previewer, TextEncoder
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
     "train",
 ]
 
-_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BAD_STEPS = 3  # dropped steps in a row that end a run
 
 
@@ -80,18 +80,18 @@ class Run:
     ) -> None:
         """`prior` holds pictures of the class, whose loss keeps the base model's idea of it (Ruiz et al. 2023).
 
-        `text` are the model's text encoders where the options train them too. Raises InputError where they do and it is
-        missing, or a data set holds no captions but only what was encoded of them.
+        `text` are the model's text encoders where the options train them too, `kept` what the base predicts besides
+        where they ask to preserve it. Raises InputError where they do and it is missing, or a data set holds no
+        captions but only what was encoded of them.
         """
         _check_text(config, text, [dataset] if prior is None else [dataset, prior])
+        check_kept(config.preserve, kept)
         self.config = config
         self.denoiser = denoiser
         self.dataset = dataset
         self.prior = prior
         self.text = text
-        self._lines: list[Line | KeptLine] = [
-            Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)
-        ]
+        self._lines: list[Line | KeptLine] = [Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)]
         if prior is not None:
             self._lines.append(
                 Line(prior, config.seed, config.prior_batch_size, config.prior_weight, "prior", config.loss)
@@ -109,7 +109,7 @@ class Run:
         self._stop = False
         self._device = adapter.trainable()[0].device
         own = [denoiser.compute_dtype] if text is None else [denoiser.compute_dtype, text.compute_dtype]
-        half = torch.float16 in [_PRECISION.get(config.precision, dtype) for dtype in own]
+        half = torch.float16 in [DTYPES.get(config.precision, dtype) for dtype in own]
         # 1024 keeps fp16 gradients of a mean loss clear of underflow without overflowing at once
         self.scaler = torch.amp.GradScaler(self._device.type, init_scale=1024.0, enabled=half)
 
@@ -249,13 +249,14 @@ class Run:
         clean = torch.stack([row.sample.latents for row in rows]).to(self._device)
         noise = torch.stack([row.noise for row in rows]).to(self._device)
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
-        with self._autocast():
+        with autocast(self.config.precision, self._device):
             prediction, target = self.denoiser.predict(clean, noise, times, self._cond(rows))
             target = targets_given(rows, target)
         weights = torch.tensor([row.weight for row in rows]).to(self._device)
         if self.config.loss.min_snr_gamma:
             snr, kind = self.denoiser.snr(times), self.denoiser.prediction_type
-            weights = weights * min_snr_weights(snr, self.config.loss.min_snr_gamma, kind).to(self._device)
+            factors = min_snr_weights(snr, self.config.loss.min_snr_gamma, kind).to(self._device)
+            weights = weights * torch.where(learned_of(rows).to(self._device), factors, 1.0)
         mask = masks_of([row.sample for row in rows])
         losses = mse_per_sample(prediction, target, None if mask is None else mask.to(self._device))
         return losses @ weights
@@ -266,7 +267,7 @@ class Run:
         clean = torch.stack([row.sample.latents for row in rows]).to(self._device)
         noise = torch.stack([row.noise for row in rows]).to(self._device)
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
-        with self._autocast():
+        with autocast(self.config.precision, self._device):
             return self.denoiser.predict(clean, noise, times, self._cond(rows))
 
     def _cond(self, rows: Sequence[Row]) -> list[Any]:
@@ -285,12 +286,6 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.trainable.trainable(), limit)
         values: list[float] = torch.stack([torch.as_tensor(loss).float(), norm.float()]).tolist()
         return values[0], values[1]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "auto":
-            return nullcontext()
-        dtype = _PRECISION[self.config.precision]
-        return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def targets_of(config: TrainConfig, denoiser: Denoiser, text: TextEncoder | None = None) -> dict[str, Target]:
@@ -335,6 +330,10 @@ def run_fingerprint(
     """
     options, watch = asdict(config), config.monitor
     del options["save_every"], options["epochs"], options["monitor"]  # the steps that epochs make are there
+    if config.preserve.base == "off":
+        del options["preserve"]  # its prompts are not used
+    else:
+        options["kept"] = prompts_hash(config.preserve)
     if not with_steps:
         del options["steps"]
     elif watch.patience or watch.keep_best:

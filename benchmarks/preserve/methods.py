@@ -7,21 +7,31 @@ from dataclasses import dataclass
 CONCEPT_NAMES = ("style", "subject", "layout")
 
 LORA = {"method": "lora", "init": "ones"}
-KEEP1 = {"weight": 1.0}
 METHODS: dict[str, dict] = {
     "lora": LORA,
     "lora decay 1": LORA | {"decay": 1.0},
     "lora decay 3": LORA | {"decay": 3.0},
     "lora decay 10": LORA | {"decay": 10.0},
     "svd-mean": {},
-    "keep 1": {"keep": KEEP1},
-    "keep 3": {"keep": KEEP1 | {"weight": 3.0}},
-    "keep 10": {"keep": KEEP1 | {"weight": 10.0}},
-    "keep 1 world": {"keep": KEEP1, "captions": "world"},
-    "keep 3 world": {"keep": KEEP1 | {"weight": 3.0}, "captions": "world"},
-    "keep 3 share 1": {"keep": KEEP1 | {"weight": 3.0, "share": 1.0}},
-    "keep 3 points 4": {"keep": KEEP1 | {"weight": 3.0, "points": 4}},
-    "keep 3 points 16": {"keep": KEEP1 | {"weight": 3.0, "points": 16}},
+    "contrast": {"init": "contrast"},
+    "contrast world": {"init": "contrast", "captions": "world"},
+    "keep 1": {"keep": {"weight": 1.0}},
+    "keep 3": {"keep": {"weight": 3.0}},
+    "keep 10": {"keep": {"weight": 10.0}},
+    "keep 3 world": {"keep": {"weight": 3.0}, "captions": "world"},
+    "keep 10 world": {"keep": {"weight": 10.0}, "captions": "world"},
+    "keep 3 share 1": {"keep": {"weight": 3.0, "share": 1.0}},
+    "keep 3 points 4": {"keep": {"weight": 3.0, "points": 4}},
+    "keep 3 points 16": {"keep": {"weight": 3.0, "points": 16}},
+    "both 1": {"init": "contrast", "keep": {"weight": 1.0}},
+    "both 3": {"init": "contrast", "keep": {"weight": 3.0}},
+    "both 10": {"init": "contrast", "keep": {"weight": 10.0}},
+    "both 3 world": {"init": "contrast", "keep": {"weight": 3.0}, "captions": "world"},
+    "both 10 world": {"init": "contrast", "keep": {"weight": 10.0}, "captions": "world"},
+    "penalty 1": {"tries": {"penalty": 1.0}},
+    "penalty 10": {"tries": {"penalty": 10.0}},
+    "mix": {"tries": {"mix": 0.5}},
+    "precondition": {"tries": {"precondition": 0.5}},
 }
 
 
@@ -48,8 +58,8 @@ def _all(methods, seeds, rates) -> list[Task]:
 
 
 STAGES = {
-    "tune lora": lambda: _all(["lora"], (100,), (1e-3, 2e-3, 4e-3)),
-    "explore": lambda: _all(["keep 3", "keep 10"], (100,), (4e-3,)) + _all(["keep 3 world"], (100,), (4e-3,)),
+    "a": lambda: _all(["lora", "contrast"], (100,), (1e-3, 2e-3, 4e-3)),
+    "b": lambda: _all(["both 3", "keep 3"], (100,), (2e-3, 4e-3, 8e-3)),
 }
 
 

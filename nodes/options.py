@@ -6,8 +6,17 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..trilora_core.config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, LossConfig, TrainConfig
-from .loss_inputs import loss_inputs, rate_inputs, time_inputs
+from ..trilora_core.config import (
+    INITS,
+    METHODS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    LossConfig,
+    PreserveConfig,
+    TrainConfig,
+)
+from .loss_inputs import loss_inputs, preserve_inputs, rate_inputs, time_inputs
 from .sockets import CATEGORY, OptionsSocket
 
 __all__ = ["TriLoRAOptimizerOptions"]
@@ -47,6 +56,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
                 *rate_inputs(),
                 *time_inputs(),
                 *loss_inputs(),
+                *preserve_inputs(),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
         )
@@ -83,6 +93,8 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         min_snr_gamma: float = 0.0,
         noise_offset: float = 0.0,
         orthogonality: float = 0.0,
+        preserve_base: str = "off",
+        preserve_prompts: str = "",
     ) -> io.NodeOutput:
         """Set this node's fields; the others stay as `options` had them."""
         base = options or TrainConfig()
@@ -102,6 +114,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             down_rate=down_rate,
         )
         loss = LossConfig(timesteps, logit_mean, logit_std, shift, min_snr_gamma, noise_offset, orthogonality)
+        lines = tuple(line.strip() for line in preserve_prompts.splitlines() if line.strip())
         run = replace(
             base,
             adapter=adapter,
@@ -114,6 +127,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             prior_weight=prior_weight,
             prior_batch_size=prior_batch_size,
             ema=ema,
+            preserve=PreserveConfig(preserve_base, lines),
         )
         return io.NodeOutput(run)
 

@@ -83,7 +83,8 @@ class DiffusersDenoiser:
 
     def raw(self, latents: Tensor) -> Tensor:
         """Latents of the U-Net's scale, (B, C, h, w) -> as the VAE gives them."""
-        return latents / self._scale + self._shift
+        raw: Tensor = latents / self._scale + self._shift
+        return raw
 
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Noise the latents (B, C, h, w) to the given steps in float32 and ask the U-Net for the noise or v.

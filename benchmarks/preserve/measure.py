@@ -112,9 +112,7 @@ class Bench:
         if init == "contrast" or "tries" in method:
             calibration = self.calibration(task.concept, method.get("captions", "broad"))
         config = AdapterConfig(rank=RANK, method=method.get("method", "trilora"), init=init)
-        adapter = TriLoRA.create(
-            self.targets, config, seed=task.seed, data_hash=task.concept, calibration=calibration
-        )
+        adapter = TriLoRA.create(self.targets, config, seed=task.seed, data_hash=task.concept, calibration=calibration)
         return started(adapter, calibration, method["tries"]) if "tries" in method and calibration else adapter
 
 
@@ -140,7 +138,11 @@ def run_together(bench: Bench, methods: Sequence[dict], tasks: Sequence[Task]) -
     weaker: list[list] = [[] for _ in tasks]
     for strength in STRENGTHS:
         _note(weaker, strength, measured(bench, fleet, held, strength))
-    mean = torch.stack(losses).unflatten(0, (-1, 20)).mean(dim=1).T if len(losses) % 20 == 0 else torch.zeros(len(tasks), 0)
+    mean = (
+        torch.stack(losses).unflatten(0, (-1, 20)).mean(dim=1).T
+        if len(losses) % 20 == 0
+        else torch.zeros(len(tasks), 0)
+    )
     return [
         {"curve": curve, "strengths": weak, "losses": [round(x, 5) for x in loss.tolist()], "fleet_seconds": spent}
         for curve, weak, loss in zip(curves, weaker, mean, strict=True)

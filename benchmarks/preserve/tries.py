@@ -62,7 +62,7 @@ class Penalty:
     def __call__(self, fleet: Any) -> Tensor:
         total = torch.zeros(len(self.weights))
         for stem, up, sigma, down in fleet.layers():
-            down = down * sigma.unsqueeze(2)
-            small = down @ self.priors[stem] @ down.mT
+            gained = down * sigma.unsqueeze(2)
+            small = gained @ self.priors[stem] @ gained.mT
             total = total + ((up.mT @ up) * small).sum(dim=(1, 2)) / self.own[stem]
         return (self.weights * total / len(fleet.stems)).sum()

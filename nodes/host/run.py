@@ -21,6 +21,7 @@ from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
 from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
 from ...trilora_core.monitor import Measure, split
+from ...trilora_core.preserve import Kept
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
 from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
@@ -28,6 +29,7 @@ from . import models
 from .denoiser import HostDenoiser
 from .events import Progress, announce, check_interrupt, interrupt_type, summary
 from .paths import output_folder, unique_file
+from .preserve import asked, prior_captions
 from .preview import HostPreviewer
 from .routes import running
 from .training import trainable_patcher, training
@@ -72,12 +74,15 @@ def train_in_host(
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
         return finished, _said(node_id, f"{text} {finished.note}".strip())
     previewer = _previewer(patcher, data, config, clip, vae)
+    captions = prior_captions(data, config, clip, vae)
     if resume:
         _take_over(name, output, run_fingerprint(*parts, with_steps=False), config.steps)
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
     with training(patcher):
-        run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash)
+        denoiser = HostDenoiser(patcher)
+        kept = None if captions is None else asked(denoiser, captions, data, config, node_id)
+        run = _prepare(denoiser, data, prior, config, start_from, start_hash, kept)
         with running(run, node_id):
             memory = _measure(run, report)
             outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
@@ -141,6 +146,7 @@ def _prepare(
     config: TrainConfig,
     start_from: Adapter | None,
     start_hash: str,
+    kept: Kept | None,
 ) -> Run:
     adapter = TriLoRA.create(
         denoiser.targets(config.adapter.layers),
@@ -151,7 +157,7 @@ def _prepare(
     )
     if start_from is not None:
         adapter.start_from(start_from.layers)
-    run = Run(config, denoiser, data, adapter, prior)
+    run = Run(config, denoiser, data, adapter, prior, kept=kept)
     run.start_hash = start_hash
     count = sum(parameter.numel() for parameter in adapter.trainable())
     size = f"{len(adapter.branches)} layers, {count} parameters, {summary(data)}"

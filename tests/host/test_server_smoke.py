@@ -77,6 +77,8 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "min_snr_gamma",
             "noise_offset",
             "orthogonality",
+            "preserve_base",
+            "preserve_prompts",
         ],
     ),
     "TriLoRALayerOptions": (["which", "include", "exclude", "rank_dropout"], ["options"]),

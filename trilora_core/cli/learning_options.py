@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import DRAWS, OPTIMIZERS, SCHEDULES, TrainConfig
+from ..config import DRAWS, OPTIMIZERS, PRESERVES, SCHEDULES, TrainConfig
 from .options import Given, Refines, option, refuse_idle
 from .parser import OneLineParser, whole
 
@@ -12,6 +12,9 @@ _REFINES: dict[str, Refines[TrainConfig]] = {
     "optimizer.sigma_rate": Refines("--sigma-rate", "--method trilora", lambda run: run.adapter.method == "trilora"),
     "loss.logit_mean": Refines("--logit-mean", "--timesteps logit-normal", lambda run: _draws(run, "logit-normal")),
     "loss.logit_std": Refines("--logit-std", "--timesteps logit-normal", lambda run: _draws(run, "logit-normal")),
+    "preserve.prompts": Refines(
+        "--preserve-prompts", "--preserve-base light or strong", lambda run: run.preserve.base != "off"
+    ),
     "loss.shift": Refines("--shift", "--timesteps shifted", lambda run: _draws(run, "shifted")),
 }
 
@@ -20,6 +23,27 @@ def add_learning_options(parser: OneLineParser) -> None:
     """Declare how the adapter learns."""
     _add_optimizer(parser)
     _add_loss(parser)
+    _add_preserve(parser)
+
+
+def _add_preserve(parser: OneLineParser) -> None:
+    group = parser.add_argument_group("what the base model is to keep")
+    option(
+        group,
+        "--preserve-base",
+        "preserve.base",
+        "hold on to what the base model draws for other captions; needs no pictures, and a third more time per step"
+        f" (default: {TrainConfig().preserve.base})",
+        choices=PRESERVES,
+    )
+    option(
+        group,
+        "--preserve-prompts",
+        "preserve.prompts",
+        "captions of what is to stay, without the trigger word (default: a broad list of everyday things)",
+        nargs="+",
+        metavar="TEXT",
+    )
 
 
 def _add_optimizer(parser: OneLineParser) -> None:

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from ..backend_diffusers import DiffusersEncoder, DiffusersPreviewer
-from ..config import DataConfig, PriorConfig
+from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder, DiffusersPreviewer
+from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, Progress, Store, load_folder, survey_folder
 from ..data.prior import ensure_prior
+from ..preserve import LEVELS, Kept, encode_prior, keep
 
-__all__ = ["draw_prior", "encode", "prior_data", "progress_bar", "survey"]
+__all__ = ["draw_prior", "encode", "keep_base", "prior_data", "progress_bar", "survey"]
 
 
 def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
@@ -38,6 +40,16 @@ def draw_prior(pipe: Any, prior: PriorConfig, resolution: int, *, base: str = ""
     with _reported("drawing prior", "picture", silent) as progress:
         _, drawn = ensure_prior(prior, previewer, progress, base=base)
     return drawn
+
+
+def keep_base(
+    pipe: Any, dataset: Dataset, config: TrainConfig, store: Store, device: torch.device, *, silent: bool = False
+) -> Kept:
+    """What the base predicts on its own sampling paths, as far as the store lacks it, with a progress bar."""
+    captions = encode_prior(config.preserve.prompts, DiffusersEncoder(pipe), store)
+    amount, denoiser = LEVELS[config.preserve.base], DiffusersDenoiser(pipe)
+    with _reported("asking the base", "point", silent, delay=1.0) as progress:
+        return keep(denoiser, captions, dataset, amount, device, precision=config.precision, progress=progress)
 
 
 def prior_data(prior: PriorConfig, data: DataConfig) -> DataConfig:

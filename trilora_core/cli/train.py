@@ -21,12 +21,13 @@ from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, prefligh
 from ..monitor import Measure, split
 from ..optim import check_optimizer
 from ..plots import plot_losses
+from ..preserve import Kept
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
 from ..train import Previewer, Run, Step, TrainingDiverged
 from .base import choose_device, load_base, own_resolution
 from .options import add_config
 from .parser import Arguments, OneLineParser, add_device
-from .pictures import draw_prior, encode, prior_data, progress_bar
+from .pictures import draw_prior, encode, keep_base, prior_data, progress_bar
 from .processes import ALONE, Crew, averaged_gradients, follow, join
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
@@ -115,7 +116,8 @@ def _train(
     dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start)
+    kept = _keep(pipe, dataset, options.train, store, crew, device)
+    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start, kept)
     if crew.leads:
         told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
         print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
@@ -170,6 +172,19 @@ def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dat
     return work() if store.folder is None else crew.first(work)
 
 
+def _keep(
+    pipe: Any, dataset: Dataset, config: TrainConfig, store: CountedStore, crew: Crew, device: torch.device
+) -> Kept | None:
+    """What the base predicts besides, where it is to be preserved: by the first process where they share a store."""
+    if config.preserve.base == "off":
+        return None
+
+    def work() -> Kept:
+        return keep_base(pipe, dataset, config, store, device, silent=not crew.leads)
+
+    return work() if store.folder is None else crew.first(work)
+
+
 def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew) -> int:
     """How many prior pictures were drawn: by the first process, the others find them there."""
     return crew.first(lambda: draw_prior(pipe, prior, resolution, base=base, silent=not crew.leads))
@@ -183,8 +198,12 @@ def prepare(
     crew: Crew = ALONE,
     prior: Dataset | None = None,
     start: Adapter | None = None,
+    kept: Kept | None = None,
 ) -> Run:
-    """A run of this configuration from its start, or from `start`, on this process's share of the pictures."""
+    """A run of this configuration from its start, or from `start`, on this process's share of the pictures.
+
+    `kept` is the same in all processes; the order of the looks at it is each one's own, as that of the noise.
+    """
     denoiser = DiffusersDenoiser(pipe)
     adapter = TriLoRA.create(
         denoiser.targets(config.adapter.layers),
@@ -195,7 +214,7 @@ def prepare(
     )
     if start is not None:
         adapter.start_from(start.layers)
-    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior)
+    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, kept=kept)
     run.start_hash = "" if start is None else adapter_hash(start)
     return run
 

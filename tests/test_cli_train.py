@@ -12,6 +12,7 @@ from trilora_core.cli import train as train_verb
 from trilora_core.fileformat import read_adapter, read_metadata
 from trilora_core.memory import OUT_OF_MEMORY
 from trilora_core.metadata import trigger_words
+from trilora_core.preserve import LEVELS, Amount
 
 pytest.importorskip("diffusers")
 
@@ -261,3 +262,23 @@ def test_out_of_memory_is_one_line_that_names_what_was_kept(base, pictures, tmp_
         last.startswith("error: out of memory on cpu in step 3 of 4") and str(kept) in last and "half the rank" in last
     )
     assert read_metadata(kept)["trilora.finished"] == "false"
+
+
+def test_the_base_is_preserved_without_pictures(base, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(LEVELS, "light", Amount(1.0, points=3, paths=4))
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    held = ["--batch-size", "3", "--preserve-base", "light", "--preserve-prompts", "a house", "a cat at night"]
+    assert main(few(base, pictures, files[0], *held)) == 0
+    text = capsys.readouterr().out
+    assert "light, by 12 points of what the base draws for 2 captions; 0.33 beside each picture, weight 1" in text
+    assert main(few(base, pictures, files[1], *held)) == 0
+    assert main(few(base, pictures, files[2], "--batch-size", "3")) == 0
+    first, again, without = (read_metadata(path)["sshs_model_hash"] for path in files)
+    assert first == again != without
+    told = capsys.readouterr().out
+    assert "20 of 20 entries were there already" in told, "3 pictures, 3 captions, 2 prompts and 12 points"
+
+
+def test_prompts_of_a_base_that_is_not_preserved_are_refused(base, pictures, tmp_path, capsys):
+    assert main(few(base, pictures, tmp_path / "a.safetensors", "--preserve-prompts", "a house")) == 2
+    assert "--preserve-prompts does nothing without --preserve-base light or strong" in capsys.readouterr().err

@@ -91,6 +91,7 @@ class Run:
         self.dataset = dataset
         self.prior = prior
         self.text = text
+        self.kept = kept
         self._lines: list[Line | KeptLine] = [Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)]
         if prior is not None:
             self._lines.append(

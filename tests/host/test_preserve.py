@@ -57,7 +57,7 @@ def preserving(name: str, **train: Any) -> dict[str, Any]:
 
 def test_the_node_preserves_and_says_so(server: Server) -> None:
     base = server.client.images(server.client.run(workflow.sampling()), "save")
-    outputs = server.client.run(preserving("preserved"))
+    outputs = server.client.run(preserving("preserved")).outputs
     assert "Trained: saved as" in workflow.text(outputs, "train")
     config = metadata(server.loras / "trilora/preserved.safetensors")["trilora.config"]
     assert '"preserve": {"base": "light", "prompts": ["a house", "a cat at night"]}' in config
@@ -75,5 +75,4 @@ def test_the_node_explains_what_is_missing(server: Server) -> None:
     }
     graph["latents"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     graph["caption"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "a thing", "clip": ["checkpoint", 1]}}
-    error = server.client.error(graph)
-    assert "preserve_base is on" in error
+    assert "preserve_base is on" in server.client.run(graph).error

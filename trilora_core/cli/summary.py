@@ -40,6 +40,7 @@ def summary(
         *_pictures(dataset),
         *_validation(run, held_out),
         *_prior(run, drawn),
+        *_preserve(run),
         f"cache:      {store}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
         f"adapter:    {len(run.trainable.branches)} layers, rank {rank}, {count:,} parameters",
@@ -131,6 +132,17 @@ def _prior(run: Run, drawn: int) -> list[str]:
     return [
         f'prior:      {_count(len(run.prior), "picture")} of "{printable(short(caption, 60))}"{more} in {folder}{new};'
         f" {run.config.prior_batch_size} beside each batch, weight {run.config.prior_weight:g}"
+    ]
+
+
+def _preserve(run: Run) -> list[str]:
+    if run.kept is None:
+        return []
+    amount, kept = run.kept.amount, run.kept
+    return [
+        f"preserve:   {run.config.preserve.base}, by {_count(len(kept.points), 'point')} of what the base draws for"
+        f" {_count(len(kept.captions.texts), 'caption')}; {amount.share:.2g} beside each picture, weight"
+        f" {amount.weight:g}"
     ]
 
 

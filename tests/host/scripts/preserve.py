@@ -100,9 +100,7 @@ class _Kind:
     def _points(self, denoiser: Any, kept: Any) -> dict[str, Any]:
         """How far a kept prediction is from what the model says now, and latents from their way in and out."""
         row = kept.row(4, 1.0)
-        found, _ = denoiser.predict(
-            row.sample.latents[None], row.noise[None], denoiser.times(row.u), [row.sample.cond]
-        )
+        found, _ = denoiser.predict(row.sample.latents[None], row.noise[None], denoiser.times(row.u), [row.sample.cond])
         wrong = (found[0].cpu() - row.target).norm() / row.target.norm()
         latents = replace(row.sample).latents[None]
         back = denoiser.raw(denoiser.model.process_latent_in(latents))

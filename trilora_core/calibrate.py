@@ -22,7 +22,7 @@ from .data.dataset import Dataset, Sample
 from .errors import InputError
 from .inputs import Inputs
 from .layers import DEFAULT
-from .moments import Storage
+from .moments import LEARNED, PRIOR, Storage
 from .objective import DRAWS
 from .protocols import Denoiser
 
@@ -30,7 +30,6 @@ __all__ = ["Progress", "calibrate", "check_calibration", "facts_of"]
 
 LOOKS = 64  # at the training set: the same number of looks at the prior is its least
 _PLAIN = LossConfig()
-_STORAGE = Storage()
 _BATCH = 4  # looks at once, without gradients: less memory than a training step of one
 
 Progress = Callable[[int, int], None]  # (looks done, all of them); may raise to stop
@@ -45,7 +44,7 @@ def facts_of(
     *,
     looks: int = LOOKS,
     seed: int = 0,
-    storage: Storage = _STORAGE,
+    storage: tuple[Storage, Storage] = (LEARNED, PRIOR),
 ) -> Facts:
     """What the calibration with these prior prompts would depend on; `encoder` is the fingerprint of captions."""
     return Facts(
@@ -59,7 +58,8 @@ def facts_of(
         looks=looks,
         prior_looks=max(looks, len(prompts)),
         seed=seed,
-        storage=storage,
+        learned=storage[0],
+        prior=storage[1],
     )
 
 
@@ -86,9 +86,9 @@ def calibrate(
     seen = (latents.note(line.batch(number)[0]) for number in range(facts.looks))
     drawn = (latents.row(prior, number, facts.seed) for number in range(facts.prior_looks))
     tell(0, total)
-    learned = _gather(denoiser, Inputs(targets, facts.storage, facts.seed), seen, lambda n: tell(n, total))
+    learned = _gather(denoiser, Inputs(targets, facts.learned, facts.seed), seen, lambda n: tell(n, total))
     found = learned.moments()
-    rest = Inputs(targets, facts.storage, facts.seed, learned.leaders)
+    rest = Inputs(targets, facts.prior, facts.seed, learned.leaders)
     _gather(denoiser, rest, drawn, lambda n: tell(facts.looks + n, total))
     return Calibration(facts, learned.by_stem(), found, rest.moments())
 

@@ -41,7 +41,8 @@ class Facts:
     looks: int  # at the training set
     prior_looks: int
     seed: int
-    storage: Storage
+    learned: Storage
+    prior: Storage
 
     @property
     def key(self) -> str:
@@ -151,7 +152,7 @@ def _facts(told: Mapping[str, Any]) -> Facts:
 
 
 def _side(tensors: Mapping[str, Tensor], side: str, told: Mapping[str, Any]) -> dict[str, Moments]:
-    kinds = ("matrix", "vectors", "values")
+    kinds = ("packed", "vectors", "values")
     return {
         name: Moments(int(count), float(trace), *(tensors.get(f"{name}/{side}/{kind}") for kind in kinds))
         for name, (count, trace) in told.items()
@@ -163,9 +164,8 @@ def _check_whole(calibration: Calibration) -> None:
         learned, prior = calibration.learned[name], calibration.prior[name]
         for moments in (learned, prior):
             shapes = {kind: tuple(part.shape) for kind, part in moments.tensors().items()}
-            wide = moments.vectors is not None and moments.values is not None and moments.matrix is None
-            whole = set(shapes) == {"matrix"} and len(shapes["matrix"]) == 2 and len(set(shapes["matrix"])) == 1
-            if not whole and not (wide and len(shapes["vectors"]) == 2 and shapes["vectors"][1:] == shapes["values"]):
+            whole = shapes == {"packed": (moments.width * (moments.width + 1) // 2,)}
+            if not whole and (set(shapes) != {"vectors", "values"} or shapes["vectors"][1:] != shapes["values"]):
                 raise ValueError(f"{name} has {shapes}")
-        if learned.width != prior.width or (learned.matrix is None) != (prior.matrix is None):
+        if learned.width != prior.width or (prior.packed is None and learned.packed is not None):
             raise ValueError(f"{name} differs on its two sides")

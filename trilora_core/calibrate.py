@@ -21,6 +21,7 @@ from .config import LayerConfig, LossConfig
 from .data.dataset import Dataset, Sample
 from .errors import InputError
 from .inputs import Inputs
+from .keys import is_text
 from .layers import DEFAULT
 from .moments import LEARNED, PRIOR, Storage
 from .objective import DRAWS
@@ -96,7 +97,7 @@ def calibrate(
 def check_calibration(
     calibration: Calibration, denoiser: Denoiser, dataset: Dataset, targets: Mapping[str, Target]
 ) -> None:
-    """Raise InputError for a calibration of another model, other layers, or another resolution."""
+    """Raise InputError for a calibration of another model, other layers (but text encoders'), or another resolution."""
     facts = calibration.facts
     if (facts.architecture, facts.base_fingerprint) != (denoiser.architecture, denoiser.base_fingerprint):
         raise InputError(
@@ -108,6 +109,7 @@ def check_calibration(
             f"the calibration was made at resolution {facts.resolution}, the data set has {dataset.config.resolution};"
             " calibrate with this data set"
         )
+    targets = {stem: target for stem, target in targets.items() if not is_text(stem)}
     absent = [stem for stem in targets if stem not in calibration.inputs]
     if absent:
         raise InputError(

@@ -24,9 +24,8 @@ def contrast(learned: Moments, prior: Moments, rank: int) -> Tensor:
     damping = DAMPING * prior.trace / prior.width
     if not damping or not learned.trace:
         return torch.zeros(0, prior.width)
-    solve = (
-        _solve_sketched if prior.vectors is not None else _solve_half if learned.vectors is not None else _solve_whole
-    )
+    solve = _solve_half if prior.packed is not None else _solve_sketched
+    solve = solve if learned.packed is None else _solve_whole
     rows, values = solve(learned, prior, damping, rank)
     kept = rows[values > _NOTHING * values[0]]
     kept = kept / torch.linalg.vector_norm(kept, dim=1, keepdim=True)
@@ -56,7 +55,7 @@ def _solve_half(learned: Moments, prior: Moments, damping: float, rank: int) -> 
 
 
 def _solve_sketched(learned: Moments, prior: Moments, damping: float, rank: int) -> tuple[Tensor, Tensor]:
-    """The same with (C0 + λI)⁻¹ in closed form (Woodbury), where C0 is held by eigenvectors and the mean of the rest."""
+    """The same with (C0 + λI)⁻¹ in closed form (Woodbury), where C0 is held by eigenvectors."""
     assert prior.vectors is not None and prior.values is not None
     root, basis, rest = _root(learned), prior.vectors.double(), prior.rest + damping
     gain = 1 / (prior.values.double() + damping) - 1 / rest
@@ -77,11 +76,12 @@ def _cholesky(prior: Moments, damping: float) -> Tensor:
     assert matrix is not None
     against = matrix.double()
     against.diagonal().add_(damping)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(against)
-    if not bool(failed):
-        return factor
-    values, vectors = torch.linalg.eigh(against)
-    return torch.linalg.cholesky((vectors * values.clamp_min(damping)) @ vectors.T)
+    if bool(failed):
+        values, vectors = torch.linalg.eigh(against)
+        factor = torch.linalg.cholesky((vectors * values.clamp_min(damping)) @ vectors.T)
+    return factor
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

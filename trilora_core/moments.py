@@ -22,7 +22,7 @@ class Storage:
     """How the moments of an input of width n are held.
 
     Up to `whole` columns as a matrix: gathered in float32 (4 n² bytes), kept as the half above its diagonal in float16
-    (n² bytes). Above it by `kept` eigenvectors in float32, found from a sketch of kept + spare columns (4 n bytes each).
+    (n² bytes). Above it by `kept` eigenvectors in float32, found from a sketch of kept + spare columns, 4 n bytes each.
     """
 
     whole: int = 3072

@@ -112,7 +112,7 @@ def read_facts(path: Path) -> Facts:
     """What a calibration file was made from, without its tensors; InputError when it is none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return _facts(_told(path, file.metadata() or {}))
+            return _facts(path, _told(path, file.metadata() or {}))
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"cannot read the calibration {path} ({error}); {_WANTED}") from error
 
@@ -127,7 +127,7 @@ def read_calibration(path: Path) -> Calibration:
         raise InputError(f"cannot read the calibration {path} ({error}); {_WANTED}") from error
     try:
         learned, prior = (_side(tensors, side, told["sides"][side]) for side in _SIDES)
-        found = Calibration(_facts(told), {str(k): str(v) for k, v in told["inputs"].items()}, learned, prior)
+        found = Calibration(_facts(path, told), {str(k): str(v) for k, v in told["inputs"].items()}, learned, prior)
         _check_whole(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"the calibration {path} is damaged ({error!r}); make it anew") from error
@@ -147,8 +147,11 @@ def _told(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise InputError(f"the calibration {path} is damaged ({error!r}); make it anew") from error
 
 
-def _facts(told: Mapping[str, Any]) -> Facts:
-    return from_dict(Facts, told["facts"])
+def _facts(path: Path, told: Mapping[str, Any]) -> Facts:
+    try:
+        return from_dict(Facts, told["facts"])
+    except (InputError, TypeError) as error:
+        raise InputError(f"the calibration {path} is damaged ({error}); make it anew") from error
 
 
 def _side(tensors: Mapping[str, Tensor], side: str, told: Mapping[str, Any]) -> dict[str, Moments]:
@@ -164,8 +167,11 @@ def _check_whole(calibration: Calibration) -> None:
         learned, prior = calibration.learned[name], calibration.prior[name]
         for moments in (learned, prior):
             shapes = {kind: tuple(part.shape) for kind, part in moments.tensors().items()}
-            whole = shapes == {"packed": (moments.width * (moments.width + 1) // 2,)}
-            if not whole and (set(shapes) != {"vectors", "values"} or shapes["vectors"][1:] != shapes["values"]):
+            if set(shapes) == {"packed"}:
+                right = shapes["packed"] == (moments.width * (moments.width + 1) // 2,)
+            else:
+                right = set(shapes) == {"vectors", "values"} and shapes["vectors"][1:] == shapes["values"]
+            if not right:
                 raise ValueError(f"{name} has {shapes}")
         if learned.width != prior.width or (prior.packed is None and learned.packed is not None):
             raise ValueError(f"{name} differs on its two sides")

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tests.toy import TOKENS, WIDTH, ToyDenoiser, toy_dataset
@@ -56,9 +57,8 @@ def test_sums_are_those_of_every_input_in_float64():
         calls = seen[stem]
         looks = [sum(len(x) for x in calls[: i + 1]) for i in range(len(calls))].index(LOOKS) + 1
         for moments, inputs in ((learned, calls[:looks]), (rest, calls[looks:])):
-            if target.kernel:
-                inputs = [torch.nn.functional.unfold(x, 3, padding=1).transpose(1, 2) for x in inputs]
-            x = torch.cat([part.flatten(0, -2) for part in inputs])
+            columns = [F.unfold(x, 3, padding=1).transpose(1, 2) if target.kernel else x for x in inputs]
+            x = torch.cat([part.flatten(0, -2) for part in columns])
             wanted = x.T @ x / len(x)
             assert moments.count == len(x), stem
             assert (moments.matrix.double() - wanted).abs().max() < 6e-4 * wanted.abs().max(), stem
@@ -289,7 +289,7 @@ def test_damaged_files(damage, tmp_path):
         told["facts"]["resolution"] = "large"
     text = "{" if damage == "json" else json.dumps(told)
     save_file(tensors, path, {**metadata, "trilora.calibration": text})
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="damaged"):
         read_calibration(path)
 
 
@@ -303,7 +303,7 @@ def _metadata(path):
 def test_options():
     with pytest.raises(InputError, match="choose one"):
         CalibrationConfig(make=True, file="x")
-    with pytest.raises(InputError, match="does nothing without calibration.make"):
+    with pytest.raises(InputError, match="does nothing without"):
         CalibrationConfig(prompts=("a",))
 
 

@@ -116,9 +116,9 @@ def error(server: Server, graph: Graph) -> str:
 
 def test_bad_input(server: Server) -> None:
     other = contrasted("refused", calibrate=PROMPTS)
-    other["small"] = {"class_type": "TriLoRADataset", "inputs": other["data"]["inputs"] | {"resolution": 32}}
+    other["small"] = {"class_type": "TriLoRADataset", "inputs": other["data"]["inputs"] | {"resolution": 128}}
     other["calibrate"]["inputs"]["dataset"] = ["small", 0]
-    assert "made at resolution 32, the data set has 64" in error(server, other)
+    assert "made at resolution 128, the data set has 64" in error(server, other)
     assert "lacks" in error(server, contrasted("refused", calibrate=PROMPTS, layers="attention+ff"))
     alone = contrasted("refused", calibrate=PROMPTS)
     del alone["train"]["inputs"]["calibration"]

@@ -91,6 +91,11 @@ def test_the_node_calibrates_once_and_training_starts_from_it(server: Server) ->
     assert metadata(adapter)["trilora.init"] == "contrast"
     before = kept.stat().st_mtime_ns
 
+    spec = server.client.object_info()["LoadTriLoRA"]["input"]["required"]["lora_name"]
+    options = spec[1]["options"] if spec[0] == "COMBO" else spec[0]
+    assert "trilora/from_contrast.safetensors" in [name.replace("\\", "/") for name in options]
+    assert not any(name.endswith(".calibration.safetensors") for name in options), "it is no adapter to load"
+
     again = contrasted("from_contrast_again", calibrate={**PROMPTS, "prior_prompts": "a dog\na red car"}, seed=3)
     server.client.run(again)
     assert kept.stat().st_mtime_ns == before
@@ -100,14 +105,6 @@ def test_the_node_calibrates_once_and_training_starts_from_it(server: Server) ->
     assert kept.stat().st_mtime_ns == before
 
 
-def test_a_calibration_is_no_adapter_to_load(server: Server) -> None:
-    server.client.run(contrasted("listed", calibrate=PROMPTS))
-    spec = server.client.object_info()["LoadTriLoRA"]["input"]["required"]["lora_name"]
-    options = spec[1]["options"] if spec[0] == "COMBO" else spec[0]
-    assert "trilora/listed.safetensors" in [name.replace("\\", "/") for name in options]
-    assert not any(name.endswith(".calibration.safetensors") for name in options)
-
-
 def error(server: Server, graph: Graph) -> str:
     with pytest.raises(AssertionError) as raised:
         server.client.run(graph)
@@ -115,13 +112,15 @@ def error(server: Server, graph: Graph) -> str:
 
 
 def test_bad_input(server: Server) -> None:
-    other = contrasted("refused", calibrate=PROMPTS)
-    other["small"] = {"class_type": "TriLoRADataset", "inputs": other["data"]["inputs"] | {"resolution": 128}}
-    other["calibrate"]["inputs"]["dataset"] = ["small", 0]
-    assert "made at resolution 128, the data set has 64" in error(server, other)
-    assert "lacks" in error(server, contrasted("refused", calibrate=PROMPTS, layers="attention+ff"))
+    """Refused before anything is calibrated; what a run refuses is tested above, without a server."""
     alone = contrasted("refused", calibrate=PROMPTS)
     del alone["train"]["inputs"]["calibration"]
     assert "connect TriLoRA Calibrate" in error(server, alone)
     away = contrasted("refused", calibrate={**PROMPTS, "name": "../mine"})
     assert "is not a file name" in error(server, away)
+    latents = contrasted("refused", calibrate=PROMPTS)
+    latents["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+    latents["text"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["checkpoint", 1]}}
+    inputs = {"latents": ["empty", 0], "conditioning": ["text", 0], "trigger_word": ""}
+    latents["data"] = {"class_type": "TriLoRADatasetFromLatents", "inputs": inputs}
+    assert "this data set has no clip" in error(server, latents)

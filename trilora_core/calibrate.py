@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .adapter import Target, derive_seed
-from .batches import Line, Row
+from .batches import Line, Row, of_one_shape
 from .calibration import Calibration, Facts
 from .config import LayerConfig, LossConfig
 from .data.dataset import Dataset, Sample
 from .errors import InputError
 from .inputs import Inputs
+from .keys import is_text
 from .layers import DEFAULT
-from .moments import Storage
+from .moments import LEARNED, PRIOR, Storage
 from .objective import DRAWS
 from .protocols import Denoiser
 
@@ -29,9 +31,9 @@ __all__ = ["Progress", "calibrate", "check_calibration", "facts_of"]
 
 LOOKS = 64  # at the training set: the same number of looks at the prior is its least
 _PLAIN = LossConfig()
-_STORAGE = Storage()
+_BATCH = 4  # looks at once, without gradients: less memory than a training step of one
 
-Progress = Callable[[int, int], None]  # (forward passes done, all of them); may raise to stop
+Progress = Callable[[int, int], None]  # (looks done, all of them); may raise to stop
 
 
 def facts_of(
@@ -43,7 +45,7 @@ def facts_of(
     *,
     looks: int = LOOKS,
     seed: int = 0,
-    storage: Storage = _STORAGE,
+    storage: tuple[Storage, Storage] = (LEARNED, PRIOR),
 ) -> Facts:
     """What the calibration with these prior prompts would depend on; `encoder` is the fingerprint of captions."""
     return Facts(
@@ -57,7 +59,8 @@ def facts_of(
         looks=looks,
         prior_looks=max(looks, len(prompts)),
         seed=seed,
-        storage=storage,
+        learned=storage[0],
+        prior=storage[1],
     )
 
 
@@ -79,21 +82,22 @@ def calibrate(
         raise InputError("there is no prior prompt; give some, or none to have the built-in list")
     targets = denoiser.targets(layers)
     tell, total = progress or (lambda done, all_: None), facts.looks + facts.prior_looks
-    tell(0, total)
     line = Line(dataset, facts.seed, 1, 1.0, "calibration", _PLAIN)
     latents = _Latents()
     seen = (latents.note(line.batch(number)[0]) for number in range(facts.looks))
-    learned = _gather(denoiser, targets, seen, Inputs(targets, facts.storage, facts.seed), lambda n: tell(n, total))
     drawn = (latents.row(prior, number, facts.seed) for number in range(facts.prior_looks))
-    again = Inputs(targets, facts.storage, facts.seed, learned.leaders)
-    rest = _gather(denoiser, targets, drawn, again, lambda n: tell(facts.looks + n, total))
-    return Calibration(facts, learned.by_stem(), learned.moments(), rest.moments())
+    tell(0, total)
+    learned = _gather(denoiser, Inputs(targets, facts.learned, facts.seed), seen, lambda n: tell(n, total))
+    found = learned.moments()
+    rest = Inputs(targets, facts.prior, facts.seed, learned.leaders)
+    _gather(denoiser, rest, drawn, lambda n: tell(facts.looks + n, total))
+    return Calibration(facts, learned.by_stem(), found, rest.moments())
 
 
 def check_calibration(
     calibration: Calibration, denoiser: Denoiser, dataset: Dataset, targets: Mapping[str, Target]
 ) -> None:
-    """Raise InputError for a calibration of another model, other layers, or another resolution."""
+    """Raise InputError for a calibration of another model, other layers (but text encoders'), or another resolution."""
     facts = calibration.facts
     if (facts.architecture, facts.base_fingerprint) != (denoiser.architecture, denoiser.base_fingerprint):
         raise InputError(
@@ -105,6 +109,7 @@ def check_calibration(
             f"the calibration was made at resolution {facts.resolution}, the data set has {dataset.config.resolution};"
             " calibrate with this data set"
         )
+    targets = {stem: target for stem, target in targets.items() if not is_text(stem)}
     absent = [stem for stem in targets if stem not in calibration.inputs]
     if absent:
         raise InputError(
@@ -117,15 +122,18 @@ def check_calibration(
             raise InputError(f"the calibration has {given} inputs for {stem}, this model's has {wanted}; calibrate it")
 
 
-def _gather(
-    denoiser: Denoiser, targets: Mapping[str, Target], rows: Iterator[Row], inputs: Inputs, tell: Callable[[int], None]
-) -> Inputs:
-    device: Any = next(iter(targets.values())).module.weight.device
+def _gather(denoiser: Denoiser, inputs: Inputs, rows: Iterable[Row], tell: Callable[[int], None]) -> Inputs:
+    """Run the model on all rows, a few at a time, with the inputs of its layers summed up."""
+    done, rows = 0, iter(rows)
     with inputs.watched():
-        for number, row in enumerate(rows, start=1):
-            latents, noise = row.sample.latents.unsqueeze(0), row.noise.unsqueeze(0)
-            denoiser.predict(latents.to(device), noise.to(device), denoiser.times(row.u), [row.sample.cond])
-            tell(number)
+        while batch := list(islice(rows, _BATCH)):
+            for group in of_one_shape(batch):
+                latents = torch.stack([row.sample.latents for row in group]).to(inputs.device)
+                noise = torch.stack([row.noise for row in group]).to(inputs.device)
+                times = denoiser.times(torch.cat([row.u for row in group]))
+                denoiser.predict(latents, noise, times, [row.sample.cond for row in group])
+            done += len(batch)
+            tell(done)
     return inputs
 
 

@@ -41,7 +41,8 @@ class Facts:
     looks: int  # at the training set
     prior_looks: int
     seed: int
-    storage: Storage
+    learned: Storage
+    prior: Storage
 
     @property
     def key(self) -> str:
@@ -111,7 +112,7 @@ def read_facts(path: Path) -> Facts:
     """What a calibration file was made from, without its tensors; InputError when it is none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return _facts(_told(path, file.metadata() or {}))
+            return _facts(path, _told(path, file.metadata() or {}))
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"cannot read the calibration {path} ({error}); {_WANTED}") from error
 
@@ -126,7 +127,7 @@ def read_calibration(path: Path) -> Calibration:
         raise InputError(f"cannot read the calibration {path} ({error}); {_WANTED}") from error
     try:
         learned, prior = (_side(tensors, side, told["sides"][side]) for side in _SIDES)
-        found = Calibration(_facts(told), {str(k): str(v) for k, v in told["inputs"].items()}, learned, prior)
+        found = Calibration(_facts(path, told), {str(k): str(v) for k, v in told["inputs"].items()}, learned, prior)
         _check_whole(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"the calibration {path} is damaged ({error!r}); make it anew") from error
@@ -146,12 +147,15 @@ def _told(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise InputError(f"the calibration {path} is damaged ({error!r}); make it anew") from error
 
 
-def _facts(told: Mapping[str, Any]) -> Facts:
-    return from_dict(Facts, told["facts"])
+def _facts(path: Path, told: Mapping[str, Any]) -> Facts:
+    try:
+        return from_dict(Facts, told["facts"])
+    except (InputError, TypeError) as error:
+        raise InputError(f"the calibration {path} is damaged ({error}); make it anew") from error
 
 
 def _side(tensors: Mapping[str, Tensor], side: str, told: Mapping[str, Any]) -> dict[str, Moments]:
-    kinds = ("matrix", "vectors", "values")
+    kinds = ("packed", "vectors", "values")
     return {
         name: Moments(int(count), float(trace), *(tensors.get(f"{name}/{side}/{kind}") for kind in kinds))
         for name, (count, trace) in told.items()
@@ -163,9 +167,11 @@ def _check_whole(calibration: Calibration) -> None:
         learned, prior = calibration.learned[name], calibration.prior[name]
         for moments in (learned, prior):
             shapes = {kind: tuple(part.shape) for kind, part in moments.tensors().items()}
-            wide = moments.vectors is not None and moments.values is not None and moments.matrix is None
-            whole = set(shapes) == {"matrix"} and len(shapes["matrix"]) == 2 and len(set(shapes["matrix"])) == 1
-            if not whole and not (wide and len(shapes["vectors"]) == 2 and shapes["vectors"][1:] == shapes["values"]):
+            if set(shapes) == {"packed"}:
+                right = shapes["packed"] == (moments.width * (moments.width + 1) // 2,)
+            else:
+                right = set(shapes) == {"vectors", "values"} and shapes["vectors"][1:] == shapes["values"]
+            if not right:
                 raise ValueError(f"{name} has {shapes}")
-        if learned.width != prior.width or (learned.matrix is None) != (prior.matrix is None):
+        if learned.width != prior.width or (prior.packed is None and learned.packed is not None):
             raise ValueError(f"{name} differs on its two sides")

@@ -24,8 +24,9 @@ def contrast(learned: Moments, prior: Moments, rank: int) -> Tensor:
     damping = DAMPING * prior.trace / prior.width
     if not damping or not learned.trace:
         return torch.zeros(0, prior.width)
-    whole = learned.matrix is not None and prior.matrix is not None
-    rows, values = (_whole if whole else _factored)(learned, prior, damping, rank)
+    solve = _solve_half if prior.packed is not None else _solve_sketched
+    solve = solve if learned.packed is None else _solve_whole
+    rows, values = solve(learned, prior, damping, rank)
     kept = rows[values > _NOTHING * values[0]]
     kept = kept / torch.linalg.vector_norm(kept, dim=1, keepdim=True)
     peaks = kept.gather(1, kept.abs().argmax(dim=1, keepdim=True))
@@ -33,30 +34,57 @@ def contrast(learned: Moments, prior: Moments, rank: int) -> Tensor:
     return unit
 
 
-def _whole(learned: Moments, prior: Moments, damping: float, rank: int) -> tuple[Tensor, Tensor]:
+def _solve_whole(learned: Moments, prior: Moments, damping: float, rank: int) -> tuple[Tensor, Tensor]:
     """By the Cholesky factor of C0 + λI = L·Lᵀ: the eigenvectors of L⁻¹·C1·L⁻ᵀ, brought back by L⁻ᵀ."""
-    assert learned.matrix is not None and prior.matrix is not None
-    against = prior.matrix.double()
-    against.diagonal().add_(damping)
-    factor = torch.linalg.cholesky(against)
+    assert learned.matrix is not None
+    factor = _cholesky(prior, damping)
     half = torch.linalg.solve_triangular(factor, learned.matrix.double(), upper=False)
-    middle = torch.linalg.solve_triangular(factor, half.T, upper=False)
-    values, vectors = torch.linalg.eigh((middle + middle.T) / 2)
-    best = vectors.flip(1)[:, :rank]
-    return torch.linalg.solve_triangular(factor.T, best, upper=True).T, values.flip(0)[:rank]
+    vectors, values = _leading(torch.linalg.solve_triangular(factor, half.T, upper=False), rank)
+    return torch.linalg.solve_triangular(factor.T, vectors, upper=True).T, values
 
 
-def _factored(learned: Moments, prior: Moments, damping: float, rank: int) -> tuple[Tensor, Tensor]:
-    """By A⁻¹ = (C0 + λI)⁻¹ in closed form (Woodbury): with C1 = F·Fᵀ the eigenvectors of the small Fᵀ·A⁻¹·F.
+def _solve_half(learned: Moments, prior: Moments, damping: float, rank: int) -> tuple[Tensor, Tensor]:
+    """The same where C1 = F·Fᵀ: the eigenvectors of the small Fᵀ·(C0 + λI)⁻¹·F.
 
     What the storage of C1 does not resolve is no direction of the training set.
     """
-    assert learned.vectors is not None and learned.values is not None
+    factor = _cholesky(prior, damping)
+    half = torch.linalg.solve_triangular(factor, _root(learned), upper=False)
+    vectors, values = _leading(half.T @ half, rank)
+    return torch.linalg.solve_triangular(factor.T, half @ vectors, upper=True).T, values
+
+
+def _solve_sketched(learned: Moments, prior: Moments, damping: float, rank: int) -> tuple[Tensor, Tensor]:
+    """The same with (C0 + λI)⁻¹ in closed form (Woodbury), where C0 is held by eigenvectors."""
     assert prior.vectors is not None and prior.values is not None
-    factor = learned.vectors.double() * learned.values.double().sqrt()
-    basis, rest = prior.vectors.double(), prior.rest + damping
+    root, basis, rest = _root(learned), prior.vectors.double(), prior.rest + damping
     gain = 1 / (prior.values.double() + damping) - 1 / rest
-    solved = factor / rest + basis @ (gain.unsqueeze(1) * (basis.T @ factor))
-    small = factor.T @ solved
-    values, vectors = torch.linalg.eigh((small + small.T) / 2)
-    return (solved @ vectors.flip(1)[:, :rank]).T, values.flip(0)[:rank]
+    solved = root / rest + basis @ (gain.unsqueeze(1) * (basis.T @ root))
+    vectors, values = _leading(root.T @ solved, rank)
+    return (solved @ vectors).T, values
+
+
+def _root(learned: Moments) -> Tensor:
+    """F (n, k) of C1 = F·Fᵀ."""
+    assert learned.vectors is not None and learned.values is not None
+    return learned.vectors.double() * learned.values.double().sqrt()
+
+
+def _cholesky(prior: Moments, damping: float) -> Tensor:
+    """L of C0 + λI = L·Lᵀ; what the rounding of float16 made negative in C0 is taken for 0."""
+    matrix = prior.matrix
+    assert matrix is not None
+    against = matrix.double()
+    against.diagonal().add_(damping)
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(against)
+    if bool(failed):
+        values, vectors = torch.linalg.eigh(against)
+        factor = torch.linalg.cholesky((vectors * values.clamp_min(damping)) @ vectors.T)
+    return factor
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (n, rank) of the largest eigenvalues, and these, largest first."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return vectors.flip(1)[:, :rank], values.flip(0)[:rank]

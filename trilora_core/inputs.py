@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ class Inputs:
     ) -> None:
         """`leaders` (layer -> layer whose input it shares) are found in the first forward pass where not given."""
         self._storage, self._seed = storage, seed
+        module: Any = next(iter(targets.values())).module
+        self.device: torch.device = module.weight.device
         self._modules: dict[str, nn.Module] = {}
         self._stems: dict[str, str] = {}
         first: dict[int, str] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["Gatherer", "Moments", "Storage", "chunks", "gatherer", "sketch_columns"]
+__all__ = ["LEARNED", "PRIOR", "Gatherer", "Moments", "Storage", "chunks", "gatherer", "sketch_columns"]
 
 _CHUNK = 1 << 23  # numbers of an input that are converted at once: 32 MiB in float32
 _ROUNDING = 1e-6  # of the norm of a sketch: what float32 sums over many rows lose, with room
@@ -19,48 +19,67 @@ _ROUNDING = 1e-6  # of the norm of a sketch: what float32 sums over many rows lo
 
 @dataclass(frozen=True)
 class Storage:
-    """How the moments of an input of width n are held, in float32.
+    """How the moments of an input of width n are held.
 
-    Up to `dense` columns as the whole n x n matrix, above it by `kept` eigenvectors, found from a sketch of
-    kept + spare columns.
+    Up to `whole` columns as a matrix: gathered in float32 (4 n² bytes), kept as the half above its diagonal in float16
+    (n² bytes). Above it by `kept` eigenvectors in float32, found from a sketch of kept + spare columns, 4 n bytes each.
     """
 
-    dense: int = 768
+    whole: int = 3072
     kept: int = 256
     spare: int = 64  # a sketch wider than what is kept finds it better (Halko et al. 2011)
 
-    def whole(self, width: int) -> bool:
-        """Whether inputs of this width are held as whole matrices; a sketch may not be wider than they."""
-        return width <= max(self.dense, self.kept + self.spare)
+    def sketched(self, width: int) -> bool:
+        """Whether inputs of this width are held by eigenvectors; a sketch may not be wider than they."""
+        return width > max(self.whole, self.kept + self.spare)
 
     def gathered_bytes(self, width: int) -> int:
         """Memory of one input while it is gathered, on the model's device."""
-        return 4 * width * (width if self.whole(width) else self.kept + self.spare)
+        return 4 * width * (self.kept + self.spare if self.sketched(width) else width)
 
     def kept_bytes(self, width: int) -> int:
         """Memory and file size of the moments of one input."""
-        return 4 * width * (width if self.whole(width) else self.kept + 1)
+        return 4 * (width + 1) * self.kept if self.sketched(width) else width * (width + 1)
+
+
+# Directions are lost where the prior is not held whole, and hardly where the training set is not
+# (benchmarks/README.md), so that the latter is held in less.
+LEARNED = Storage(whole=768)
+PRIOR = Storage()
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """C (n, n) as `matrix`, or for wide inputs its largest eigenvalues `values` (k,) and their `vectors` (n, k).
+    """C (n, n), whole or by its largest eigenvalues `values` (k,) and their `vectors` (n, k).
 
-    `trace` is the whole trace of C, also where only k eigenvalues are held; `count` is the number of rows seen.
+    `packed` is the upper half of the whole matrix in units of trace / n, (n·(n + 1)/2,) float16. `trace` is that of all
+    of C, also where only k eigenvalues are held; `count` is the number of rows seen.
     """
 
     count: int
     trace: float
-    matrix: Tensor | None = None
+    packed: Tensor | None = None
     vectors: Tensor | None = None
     values: Tensor | None = None
 
     @property
     def width(self) -> int:
         """How many columns the input has."""
-        held = self.vectors if self.matrix is None else self.matrix
-        assert held is not None
-        return held.shape[0]
+        if self.vectors is not None:
+            return self.vectors.shape[0]
+        assert self.packed is not None
+        return math.isqrt(2 * self.packed.numel())
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """The whole C, (n, n) float32, made anew at each call; None where only eigenvectors are held."""
+        if self.packed is None:
+            return None
+        n = self.width
+        found = self.packed.new_zeros(n, n, dtype=torch.float32)
+        rows, columns = torch.triu_indices(n, n, device=self.packed.device)
+        found[rows, columns] = self.packed.float() * (self.trace / n)
+        return found + found.triu(1).T
 
     @property
     def rest(self) -> float:
@@ -71,15 +90,16 @@ class Moments:
 
     def times(self, rows: Tensor) -> Tensor:
         """rows · C, (…, n) -> (…, n), with gradients where rows have them; on the device of the rows."""
-        if self.matrix is not None:
-            return rows @ self.matrix.to(rows)
+        matrix = self.matrix
+        if matrix is not None:
+            return rows @ matrix.to(rows)
         assert self.vectors is not None and self.values is not None
         vectors, rest = self.vectors.to(rows), self.rest
         return ((rows @ vectors) * (self.values.to(rows) - rest)) @ vectors.T + rest * rows
 
     def tensors(self) -> dict[str, Tensor]:
         """What is held, by name."""
-        held = {"matrix": self.matrix, "vectors": self.vectors, "values": self.values}
+        held = {"packed": self.packed, "vectors": self.vectors, "values": self.values}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def to(self, device: torch.device | str) -> Moments:
@@ -106,7 +126,7 @@ def gatherer(width: int, storage: Storage, test: Tensor | None) -> Gatherer:
 
 def sketch_columns(width: int, storage: Storage, seed: int) -> Tensor | None:
     """Orthonormal random columns (n, kept + spare), one set for each width; None where no sketch is made."""
-    if storage.whole(width):
+    if not storage.sketched(width):
         return None
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(width, storage.kept + storage.spare, generator=generator, dtype=torch.float64)
@@ -131,9 +151,10 @@ class _Whole:
 
     def moments(self) -> Moments:
         _check_finite(self._sum, self._count)
-        mean = self._sum.cpu().double() / self._count
-        matrix = ((mean + mean.T) / 2).float()
-        return Moments(self._count, float(matrix.double().trace()), matrix)
+        mean = self._sum.cpu() / self._count
+        trace = float(mean.diagonal().double().sum())
+        rows, columns = torch.triu_indices(*mean.shape)
+        return Moments(self._count, trace, (mean[rows, columns] * (len(mean) / trace if trace else 0.0)).half())
 
 
 class _Sketched:
@@ -174,10 +195,10 @@ def _nystrom(sketch: Tensor, test: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         shift = shift * 10 if failed else shift
     assert factor is not None
     half = torch.linalg.solve_triangular(factor.mT, shifted, upper=True, left=False)
-    basis, small = torch.linalg.qr(half)
-    turn, singular, _ = torch.linalg.svd(small)
-    values = (singular.square() - shift).clamp_min(0.0)[:kept]
-    return basis @ turn[:, :kept], values
+    # the shift keeps all eigenvalues clear of rounding, so that the small product is exact enough
+    squares, turn = torch.linalg.eigh(half.T @ half)
+    squares, turn = squares.flip(0)[:kept].clamp_min(shift * _ROUNDING), turn.flip(1)[:, :kept]
+    return half @ (turn / squares.sqrt()), (squares - shift).clamp_min(0.0)
 
 
 def _check_finite(total: Tensor, count: int) -> None:

@@ -59,7 +59,7 @@ def _all(methods, seeds, rates) -> list[Task]:
 
 STAGES = {
     "a": lambda: _all(["lora", "contrast"], (100,), (1e-3, 2e-3, 4e-3)),
-    "b": lambda: _all(["both 3", "keep 3"], (100,), (2e-3, 4e-3, 8e-3)),
+    "c": lambda: _all(["both 3 world", "both 10 world", "keep 3 world"], (100,), (4e-3,)),
 }
 
 

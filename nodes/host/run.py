@@ -14,6 +14,8 @@ import torch
 
 from ...trilora_core.adapter import TriLoRA
 from ...trilora_core.atomic import write_atomic
+from ...trilora_core.calibrate import check_calibration
+from ...trilora_core.calibration import Calibration
 from ...trilora_core.checkpoint import goes_on, state_path
 from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
@@ -54,13 +56,14 @@ def train_in_host(
     node_id: str | None,
     clip: Any = None,
     vae: Any = None,
+    calibration: Calibration | None = None,
 ) -> tuple[Outcome, str]:
     """Train on the host's model and write loras/trilora/<name>.safetensors; the outcome and a sentence about it.
 
     A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
     passed on after what was trained has been saved; a stop that was asked for over the host's server ends the run and
-    gives what it has learned. `clip` and `vae` draw the previews, if any are wanted. Raises InputError for what cannot
-    be trained.
+    gives what it has learned. `clip` and `vae` draw the previews, if any are wanted; `calibration` is what the init
+    "contrast" starts from. Raises InputError for what cannot be trained.
     """
     held_out = None
     if config.monitor.validation_share:
@@ -68,7 +71,8 @@ def train_in_host(
     config = planned(config, data)
     patcher = trainable_patcher(model)
     start_hash = "" if start_from is None else adapter_hash(start_from)
-    parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
+    key = _calibration_key(config, calibration)
+    parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash, key)
     output, finished = _place(name, run_fingerprint(*parts))
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
@@ -82,11 +86,24 @@ def train_in_host(
     with training(patcher):
         denoiser = HostDenoiser(patcher)
         kept = None if captions is None else asked(denoiser, captions, data, config, node_id)
-        run = _prepare(denoiser, data, prior, config, start_from, start_hash, kept)
+        run = _prepare(denoiser, data, prior, config, start_from, calibration if key else None, kept)
+        run.start_hash, run.calibration_key = start_hash, key
         with running(run, node_id):
             memory = _measure(run, report)
             outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
     return outcome, _said(node_id, _summed_up(outcome, output, config))
+
+
+def _calibration_key(config: TrainConfig, calibration: Calibration | None) -> str:
+    """What the start depends on besides the options; "" where they want no calibration."""
+    if config.adapter.init != "contrast":
+        return ""
+    if calibration is None:
+        raise InputError(
+            "init of the options is contrast, and calibration is not connected; connect TriLoRA Calibrate, or choose"
+            " another init"
+        )
+    return calibration.facts.key
 
 
 def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any) -> HostPreviewer | None:
@@ -145,20 +162,23 @@ def _prepare(
     prior: Dataset | None,
     config: TrainConfig,
     start_from: Adapter | None,
-    start_hash: str,
+    calibration: Calibration | None,
     kept: Kept | None,
 ) -> Run:
+    targets = denoiser.targets(config.adapter.layers)
+    if calibration is not None:
+        check_calibration(calibration, denoiser, data, targets)
     adapter = TriLoRA.create(
-        denoiser.targets(config.adapter.layers),
+        targets,
         config.adapter,
         seed=config.seed,
         data_hash=data.content_hash,  # a start alike with and without prior pictures, as on the command line
         device=denoiser.device,
+        calibration=calibration,
     )
     if start_from is not None:
         adapter.start_from(start_from.layers)
     run = Run(config, denoiser, data, adapter, prior, kept=kept)
-    run.start_hash = start_hash
     count = sum(parameter.numel() for parameter in adapter.trainable())
     size = f"{len(adapter.branches)} layers, {count} parameters, {summary(data)}"
     beside = "" if prior is None else f", prior: {summary(prior)}"

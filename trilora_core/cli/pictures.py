@@ -17,19 +17,19 @@ from ..data import Dataset, Progress, Store, load_folder, survey_folder
 from ..data.prior import ensure_prior
 from ..preserve import LEVELS, Kept, encode_prior, keep
 
-__all__ = ["draw_prior", "encode", "keep_base", "prior_data", "progress_bar", "survey"]
+__all__ = ["draw_prior", "encode", "keep_base", "prior_data", "progress_bar", "reported", "survey"]
 
 
 def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
     """Read the folder and encode those of its pictures and captions that the store lacks, with a progress bar."""
     # finding everything in the store takes no time that needs a bar
-    with _reported("encoding", "item", silent, delay=1.0) as progress:
+    with reported("encoding", "item", silent, delay=1.0) as progress:
         return load_folder(data, DiffusersEncoder(pipe), store, progress)
 
 
 def survey(data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
     """Read the folder without encoding anything, with a progress bar."""
-    with _reported("reading", "picture", silent, delay=1.0) as progress:
+    with reported("reading", "picture", silent, delay=1.0) as progress:
         # what is found counts once here, and again when it is encoded, which it is not
         return survey_folder(data, store, progress and (lambda done, total: progress(done, total // 2)))
 
@@ -37,7 +37,7 @@ def survey(data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
 def draw_prior(pipe: Any, prior: PriorConfig, resolution: int, *, base: str = "", silent: bool = False) -> int:
     """Draw the prior pictures that are missing, with the model as it is now; how many these were."""
     previewer = DiffusersPreviewer(pipe, resolution=resolution)
-    with _reported("drawing prior", "picture", silent) as progress:
+    with reported("drawing prior", "picture", silent) as progress:
         _, drawn = ensure_prior(prior, previewer, progress, base=base)
     return drawn
 
@@ -48,7 +48,7 @@ def keep_base(
     """What the base predicts on its own sampling paths, as far as the store lacks it, with a progress bar."""
     captions = encode_prior(config.preserve.prompts, DiffusersEncoder(pipe), store)
     amount, denoiser = LEVELS[config.preserve.base], DiffusersDenoiser(pipe)
-    with _reported("asking the base", "point", silent, delay=1.0) as progress:
+    with reported("asking the base", "point", silent, delay=1.0) as progress:
         return keep(denoiser, captions, dataset, amount, device, precision=config.precision, progress=progress)
 
 
@@ -82,7 +82,7 @@ def progress_bar(total: int, what: str, unit: str, done: int = 0, delay: float =
 
 
 @contextmanager
-def _reported(what: str, unit: str, silent: bool, delay: float = 0.0) -> Iterator[Progress | None]:
+def reported(what: str, unit: str, silent: bool, delay: float = 0.0) -> Iterator[Progress | None]:
     """A progress callback that shows a bar as soon as there is something to wait for."""
     bar: Any = None
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import PRECISIONS, DataConfig, PriorConfig, TrainConfig, from_dict
+from ..config import PRECISIONS, CalibrationConfig, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
 from .adapter_options import add_adapter_options
+from .calibration import add_calibration_options, read_calibration_options
 from .data_options import (
     CacheOptions,
     add_cache_options,
@@ -38,6 +39,7 @@ class RunOptions:
     prior: PriorConfig | None  # None: no prior pictures
     cache: CacheOptions
     train: TrainConfig
+    calibration: CalibrationConfig
     own_resolution: bool = False  # none was asked for: take the model's
     start_from: str = ""  # an adapter to go on from; "": from the adapter's own start
 
@@ -57,6 +59,7 @@ def add_run_options(parser: OneLineParser) -> None:
     add_data_options(parser, "the model's own")
     add_prior_options(parser)
     add_adapter_options(parser)
+    add_calibration_options(parser)
     add_learning_options(parser)
     _add_loop(parser)
     add_monitor_options(parser)
@@ -109,10 +112,13 @@ def read_run_options(arguments: Arguments) -> RunOptions:
         raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
     _choose_length(given)
     start_from = _text("start_from", given.values.pop("start_from", ""))
+    calibration_table = given.values.pop("calibration", {})
     train = from_dict(TrainConfig, given.values)
+    calibration = read_calibration_options(calibration_table, train)
     check_learning(given, train)
     check_monitor(given, train)
-    return RunOptions(paths["model"], Path(paths["output"]), data, prior, cache, train, own_resolution, start_from)
+    output = Path(paths["output"])
+    return RunOptions(paths["model"], output, data, prior, cache, train, calibration, own_resolution, start_from)
 
 
 def _choose_length(given: Given) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from ..adapter import TriLoRA
 from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer
+from ..calibration import Calibration
 from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
@@ -25,6 +26,7 @@ from ..preserve import Kept
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
 from ..train import Previewer, Run, Step, TrainingDiverged
 from .base import choose_device, load_base, own_resolution
+from .calibration import find_calibration
 from .options import add_config
 from .parser import Arguments, OneLineParser, add_device
 from .pictures import draw_prior, encode, keep_base, prior_data, progress_bar
@@ -116,10 +118,13 @@ def _train(
     dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
+    calibrated = _calibrate(pipe, dataset, options, output, crew)
     kept = _keep(pipe, dataset, options.train, store, crew, device)
-    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start, kept)
+    made = calibrated and calibrated[0]
+    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start, made, kept)
     if crew.leads:
         told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
+        told += [f"calibrated: {calibrated[1]}"] if calibrated else []
         print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
     done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
     found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
@@ -190,6 +195,16 @@ def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew)
     return crew.first(lambda: draw_prior(pipe, prior, resolution, base=base, silent=not crew.leads))
 
 
+def _calibrate(
+    pipe: Any, dataset: Dataset, options: RunOptions, output: Path, crew: Crew
+) -> tuple[Calibration, str] | None:
+    """The calibration that the start needs: made by the first process, the others find it beside the adapter."""
+    if options.train.adapter.init != "contrast":
+        return None
+    parts = (pipe, DiffusersDenoiser(pipe), dataset, options.train, options.calibration, output)
+    return crew.first(lambda: find_calibration(*parts, silent=not crew.leads))
+
+
 def prepare(
     pipe: Any,
     dataset: Dataset,
@@ -198,6 +213,7 @@ def prepare(
     crew: Crew = ALONE,
     prior: Dataset | None = None,
     start: Adapter | None = None,
+    calibration: Calibration | None = None,
     kept: Kept | None = None,
 ) -> Run:
     """A run of this configuration from its start, or from `start`, on this process's share of the pictures.
@@ -211,11 +227,13 @@ def prepare(
         seed=config.seed,
         data_hash=dataset.content_hash,
         device=device,
+        calibration=calibration,
     )
     if start is not None:
         adapter.start_from(start.layers)
     run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, kept=kept)
     run.start_hash = "" if start is None else adapter_hash(start)
+    run.calibration_key = "" if calibration is None else calibration.facts.key
     return run
 
 

@@ -68,6 +68,8 @@ def _layout(picture: Picture) -> Image.Image:
 
 
 # Trigger words that the tokenizer has as one token, and that no caption of the base's world uses.
+TRIGGERS = {"style": ", ghost style", "subject": "robot ", "layout": ", castle"}
+
 CONCEPTS: dict[str, tuple[Callable[[Picture], Image.Image], Callable[[Picture], str]]] = {
     "style": (_style, lambda picture: f"{picture.caption}, ghost style"),
     "subject": (_subject, lambda picture: picture.caption.replace(f" {picture.subject} ", " robot ")),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from concepts import SHOWN, known, pictures
+from concepts import SHOWN, TRIGGERS, known, pictures
 from fleet import Fleet
 from methods import Task
 from torch import Tensor
@@ -75,8 +75,12 @@ class Bench:
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         return self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])[0]
 
-    def captions(self, kind: str) -> list[str]:
-        """Those of the base's world, of which none is measured; none for the built-in ones."""
+    def captions(self, kind: str, concept: str) -> list[str]:
+        """Those of the base's world, of which none is measured; the concept's own without the trigger word, in turn
+        with the built-in ones; none for the built-in ones alone."""
+        if kind == "own":
+            own = [text.replace(TRIGGERS[concept], "") for _, text in pictures(concept)[:SHOWN]]
+            return [text for index, broad in enumerate(BROAD) for text in (own[index % SHOWN], broad)]
         if kind != "world":
             return []
         measured = {text for _, text in known(LOOKS, "drift")}
@@ -85,17 +89,18 @@ class Bench:
     def calibration(self, concept: str, captions: str) -> Calibration:
         """Of this concept, against broad captions or those of the base's world."""
         if (concept, captions) not in self._calibrations:
-            data, texts = self.data(concept)[0], self.captions(captions) or list(BROAD)
+            data, texts = self.data(concept)[0], self.captions(captions, concept) or list(BROAD)
             facts = facts_of(self.denoiser, data, texts, self.encoder.caption_fingerprint)
             prior = self.encoder.captions(texts)
             self._calibrations[concept, captions] = calibrate(self.denoiser, data, prior, facts)
         return self._calibrations[concept, captions]
 
-    def kept(self, data: Dataset, amount: Amount, captions: str) -> Kept:
-        name = (amount.points, amount.paths, captions)
+    def kept(self, concept: str, amount: Amount, captions: str) -> Kept:
+        """Points of the base's paths; the same for all concepts unless their captions are among them."""
+        name = (amount.points, amount.paths, captions, concept if captions == "own" else "")
         if name not in self._kept:
-            prior = encode_prior(self.captions(captions), self.encoder, self.store)
-            self._kept[name] = keep(self.denoiser, prior, data, amount, torch.device("cpu"))
+            prior = encode_prior(self.captions(captions, concept), self.encoder, self.store)
+            self._kept[name] = keep(self.denoiser, prior, self.data(concept)[0], amount, torch.device("cpu"))
         return replace(self._kept[name], amount=amount)
 
     def lines(self, method: dict, task: Task) -> list[Line | KeptLine]:
@@ -104,7 +109,7 @@ class Bench:
         lines: list[Line | KeptLine] = [Line(data, task.seed, BATCH, 1.0, "order")]
         if "keep" in method:
             amount = Amount(**method["keep"])
-            lines.append(KeptLine(self.kept(data, amount, method.get("captions", "broad")), task.seed, BATCH))
+            lines.append(KeptLine(self.kept(task.concept, amount, method.get("captions", "broad")), task.seed, BATCH))
         return lines
 
     def adapter(self, method: dict, task: Task) -> TriLoRA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 CONCEPT_NAMES = ("style", "subject", "layout")
@@ -19,15 +20,19 @@ METHODS: dict[str, dict] = {
     "keep 3": {"keep": {"weight": 3.0}},
     "keep 10": {"keep": {"weight": 10.0}},
     "keep 3 world": {"keep": {"weight": 3.0}, "captions": "world"},
+    "keep 1 world": {"keep": {"weight": 1.0}, "captions": "world"},
     "keep 10 world": {"keep": {"weight": 10.0}, "captions": "world"},
     "keep 3 share 1": {"keep": {"weight": 3.0, "share": 1.0}},
     "keep 3 points 4": {"keep": {"weight": 3.0, "points": 4}},
     "keep 3 points 16": {"keep": {"weight": 3.0, "points": 16}},
     "both 1": {"init": "contrast", "keep": {"weight": 1.0}},
+    "both 1 world": {"init": "contrast", "keep": {"weight": 1.0}, "captions": "world"},
     "both 3": {"init": "contrast", "keep": {"weight": 3.0}},
     "both 10": {"init": "contrast", "keep": {"weight": 10.0}},
     "both 3 world": {"init": "contrast", "keep": {"weight": 3.0}, "captions": "world"},
     "both 10 world": {"init": "contrast", "keep": {"weight": 10.0}, "captions": "world"},
+    "keep 3 own": {"keep": {"weight": 3.0}, "captions": "own"},
+    "both 3 own": {"init": "contrast", "keep": {"weight": 3.0}, "captions": "own"},
     "penalty 1": {"tries": {"penalty": 1.0}},
     "penalty 10": {"tries": {"penalty": 10.0}},
     "mix": {"tries": {"mix": 0.5}},
@@ -50,16 +55,26 @@ class Task:
         return f"{self.method} | {self.concept} | {self.seed} | {self.rate:g} | {self.steps}"
 
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+SEEDS, TUNING_SEEDS = (0, 1, 2, 3, 4), (100, 101)
+RATE = 4e-3  # the best of most methods
+MAIN = ("lora", "keep 3 world", "both 3 world", "keep 1 world", "both 1 world", "contrast world", "lora decay 3")
+TRIED = (
+    *("svd-mean", "keep 3", "both 3", "contrast", "keep 3 own", "both 3 own", "keep 10 world", "both 10 world"),
+    *("keep 3 share 1", "keep 3 points 4", "keep 3 points 16", "penalty 1", "penalty 10", "mix", "precondition"),
+    *("lora decay 1", "lora decay 10"),
+)
 
 
-def _all(methods, seeds, rates) -> list[Task]:
+def _all(methods: Sequence[str], seeds: Sequence[int], rates: Sequence[float]) -> list[Task]:
     return [Task(m, c, s, r) for s in seeds for m in methods for r in rates for c in CONCEPT_NAMES]
 
 
-STAGES = {
-    "a": lambda: _all(["lora", "contrast"], (100,), (1e-3, 2e-3, 4e-3)),
-    "c": lambda: _all(["both 3 world", "both 10 world", "keep 3 world"], (100,), (4e-3,)),
+STAGES: dict[str, Callable[[], list[Task]]] = {
+    "tune": lambda: _all(MAIN, TUNING_SEEDS, (2e-3, 4e-3, 8e-3)),
+    "main": lambda: _all(MAIN, SEEDS, (RATE,)),
+    "tries": lambda: _all(TRIED, SEEDS[:2], (RATE,)),
+    "stable": lambda: _all(("lora", "svd-mean", "keep 3 world", "both 3 world"), SEEDS[:2], (10 * RATE,)),
+    "long": lambda: [Task(m, c, s, RATE, 600) for s in SEEDS[:2] for m in MAIN[:3] for c in CONCEPT_NAMES],
 }
 
 

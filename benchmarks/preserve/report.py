@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -32,13 +32,17 @@ def load(file: Path) -> list[dict]:
     return list(found.values())
 
 
-def best_rates(records: Iterable[dict], seeds: Sequence[int]) -> dict[str, float]:
-    """The rate of the lowest mean held-out loss after all steps, from the runs that were made for it."""
-    losses: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+def best_rates(records: Sequence[dict], seeds: Sequence[int]) -> dict[str, float]:
+    """The rate of the lowest mean held-out loss after all steps on the seeds for tuning; else the one that was run."""
+    tuned: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    ran: dict[str, Counter[float]] = defaultdict(Counter)
     for record in records:
         if record["seed"] in seeds:
-            losses[record["method"]][record["rate"]].append(_finite(record["curve"][-1][1]))
-    return {method: min(by, key=lambda rate: sum(by[rate]) / len(by[rate])) for method, by in losses.items()}
+            tuned[record["method"]][record["rate"]].append(_finite(record["curve"][-1][1]))
+        else:
+            ran[record["method"]][record["rate"]] += 1
+    best = {method: min(by, key=lambda rate: sum(by[rate]) / len(by[rate])) for method, by in tuned.items()}
+    return {m: best[m] if ran[m][best.get(m, 0.0)] else by.most_common(1)[0][0] for m, by in ran.items()}
 
 
 def drift_at(record: dict, held: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -99,6 +99,7 @@ class Run:
         self.step = 0
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
+        self.on_gradients: Callable[[], None] | None = None  # once in each step, when all of its gradients are there
         self._bad = 0
         self._stop = False
         self._device = adapter.trainable()[0].device
@@ -204,6 +205,8 @@ class Run:
         total = sum(self._backward(micro) for micro in range(self.config.optimizer.accumulation))
         if self.config.loss.orthogonality:
             self._backward_penalty()
+        if self.on_gradients is not None:
+            self.on_gradients()
         loss, norm = self._clip(total)
         dropped = _why_drop(loss, norm)
         if not dropped:

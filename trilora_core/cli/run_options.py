@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import PRECISIONS, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
-from .adapter_options import add_adapter_options
+from .adapter_options import add_adapter_options, check_adapter
 from .data_options import (
     CacheOptions,
     add_cache_options,
@@ -110,6 +110,7 @@ def read_run_options(arguments: Arguments) -> RunOptions:
     _choose_length(given)
     start_from = _text("start_from", given.values.pop("start_from", ""))
     train = from_dict(TrainConfig, given.values)
+    check_adapter(given, train)
     check_learning(given, train)
     check_monitor(given, train)
     return RunOptions(paths["model"], Path(paths["output"]), data, prior, cache, train, own_resolution, start_from)

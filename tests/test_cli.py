@@ -23,7 +23,8 @@ OPTIONS = {
         --prior-batch-size --cache-limit --rank --rank-cap --alpha --init --method --companion-rank --lr --optimizer
         --weight-decay --schedule --warmup-steps --clip-norm --accumulation --steps --epochs --batch-size --seed
         --precision --gradient-checkpointing --save-every --resume --dtype --plot --device --base-dtype --start-from
-        --layers --layers-include --layers-exclude --rank-dropout --up-rate --sigma-rate --down-rate --ema --timesteps
+        --layers --layers-include --layers-exclude --rank-dropout --up-rate --sigma-rate --down-rate
+        --text-encoder-rate --ema --timesteps
         --logit-mean --logit-std --shift --min-snr-gamma --noise-offset --orthogonality --validation-share
         --validate-every --patience --preview-every --preview-prompts --preview-seed --keep-adapters --keep-best
         --keep-state""",

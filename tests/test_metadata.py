@@ -70,6 +70,8 @@ def test_a_run_is_described_for_every_reader(tmp_path):
         "ss_num_train_images": "6",
         "ss_steps": "2",
         "ss_seed": "3",
+        "ss_unet_lr": "0.0001",
+        "ss_text_encoder_lr": "0.0",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "cat",

@@ -96,6 +96,8 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
         "ss_steps": str(run.step),
         "ss_max_train_steps": str(config.steps),
         "ss_learning_rate": str(config.optimizer.learning_rate),
+        "ss_unet_lr": str(config.optimizer.learning_rate),
+        "ss_text_encoder_lr": str(config.optimizer.learning_rate * config.optimizer.text_encoder_rate),  # 0.0: frozen
         "ss_lr_scheduler": config.optimizer.schedule,
         "ss_lr_warmup_steps": str(config.optimizer.warmup_steps),
         "ss_optimizer": config.optimizer.name,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..fileformat import Adapter, read_adapter
+from ..keys import is_text
 from ..metadata import architecture_of, base_model, rank_summary, trigger_words
 from ..plots import plot_spectrum, short_name
 from ..spectral import effective_rank, energy
@@ -118,12 +119,19 @@ def _history(adapter: Adapter) -> list[tuple[str, str]]:
         lines.append(("steps", f"{told['ss_steps']}{early}, batch {batch}, seed {told.get('ss_seed', '?')}"))
     if told.get("ss_learning_rate"):
         schedule = f"{told.get('ss_lr_scheduler', '')} {told.get('ss_optimizer', '')}".strip()
-        lines.append(("learning rate", f"{told['ss_learning_rate']} ({schedule})"))
+        lines.append(("learning rate", f"{told['ss_learning_rate']}{_text_rate(adapter)} ({schedule})"))
     if options.get("adapter"):
         lines.append(("method", f"{options['adapter'].get('method')}, init {options['adapter'].get('init')}"))
     if told.get("modelspec.merged_from"):
         lines.append(("merged from", told["modelspec.merged_from"]))
     return lines
+
+
+def _text_rate(adapter: Adapter) -> str:
+    """The learning rate of text encoders, where the file has layers of them and says it."""
+    rate = adapter.metadata.get("ss_text_encoder_lr", "None")
+    trained = any(is_text(stem) for stem in adapter.layers)
+    return f", {rate} of the text encoder" if trained and rate not in ("None", "0.0") else ""
 
 
 def _early(told: Mapping[str, str]) -> str:

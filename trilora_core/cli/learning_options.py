@@ -46,6 +46,14 @@ def _add_optimizer(parser: OneLineParser) -> None:
         )
     option(
         group,
+        "--text-encoder-rate",
+        "optimizer.text_encoder_rate",
+        "also train the text encoders' layers of the kinds of --layers, at this multiple of the rates above; 0.5 is"
+        " usual (default: 0, the denoiser alone)",
+        type=float,
+    )
+    option(
+        group,
         "--weight-decay",
         "optimizer.weight_decay",
         f"of up and down, never of Σ (default: {optimizer.weight_decay:g})",

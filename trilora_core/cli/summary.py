@@ -10,6 +10,7 @@ import torch
 
 from ..data import Dataset
 from ..data.report_text import printable, short
+from ..keys import is_text
 from ..metadata import rank_summary
 from ..runlog import log_path
 from ..session import Outcome
@@ -42,7 +43,7 @@ def summary(
         *_prior(run, drawn),
         f"cache:      {store}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
-        f"adapter:    {len(run.trainable.branches)} layers, rank {rank}, {count:,} parameters",
+        f"adapter:    {_layers(run)}, rank {rank}, {count:,} parameters",
         _length(run, dataset, processes),
     ]
 
@@ -94,6 +95,15 @@ def _pictures(dataset: Dataset) -> list[str]:
         masked = sum(bool(item.masks) for item in items)
         lines.append(f"masks:      {masked} of {len(items)} pictures, {config.masks.floor:g} of the loss under them")
     return lines
+
+
+def _layers(run: Run) -> str:
+    """How many layers are trained, those of text encoders named beside the denoiser's."""
+    total, text = len(run.trainable.branches), sum(is_text(stem) for stem in run.trainable.branches)
+    if not text:
+        return f"{total} layers"
+    rate = run.config.optimizer.text_encoder_rate
+    return f"{total} layers ({total - text} of the denoiser, {text} of the text encoder at {rate:g} x the rate)"
 
 
 def _validation(run: Run, held_out: Dataset | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..adapter import TriLoRA
-from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer
+from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
 from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
@@ -22,7 +22,7 @@ from ..monitor import Measure, split
 from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ..train import Previewer, Run, Step, TrainingDiverged
+from ..train import Previewer, Run, Step, TrainingDiverged, targets_of
 from .base import choose_device, load_base, own_resolution
 from .options import add_config
 from .parser import Arguments, OneLineParser, add_device
@@ -121,7 +121,7 @@ def _train(
         print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
     done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
     found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
-    with averaged_gradients(prepared.trainable, crew):
+    with averaged_gradients(prepared, crew):
         if not crew.leads:
             return follow(prepared)
         if done:
@@ -186,8 +186,9 @@ def prepare(
 ) -> Run:
     """A run of this configuration from its start, or from `start`, on this process's share of the pictures."""
     denoiser = DiffusersDenoiser(pipe)
+    text = DiffusersTextEncoder(pipe) if config.optimizer.text_encoder_rate else None
     adapter = TriLoRA.create(
-        denoiser.targets(config.adapter.layers),
+        targets_of(config, denoiser, text),
         config.adapter,
         seed=config.seed,
         data_hash=dataset.content_hash,
@@ -195,7 +196,7 @@ def prepare(
     )
     if start is not None:
         adapter.start_from(start.layers)
-    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior)
+    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, text)
     run.start_hash = "" if start is None else adapter_hash(start)
     return run
 

@@ -121,7 +121,7 @@ class HostTextEncoder:
         return used
 
     def _halves(self) -> list[nn.Module]:
-        """Attention and feed-forward half of each layer: a layer as a whole changes its input in place, these do not."""
+        """Attention and feed-forward half of each layer; a layer as a whole changes its input in place, they do not."""
         encoders = (getattr(self.model, name) for name in ENCODERS[self.architecture])
         layers = (layer for encoder in encoders for layer in encoder.transformer.text_model.encoder.layers)
         return [half for layer in layers for half in (layer.self_attn, layer.mlp)]

@@ -42,7 +42,7 @@ def test_gradients_of_text_encoders_equal_those_of_dense_weights(answer: dict[st
 
 def test_every_layer_of_the_file_can_learn(answer: dict[str, Any]) -> None:
     """What lies behind the hidden state that clip skip takes is left out, but for what CLIP-G's pooled caption needs."""
-    assert [found["silent"] for found in answer["gradients"].values()] == [[]] * len(answer["gradients"])
+    assert {name for found in answer["gradients"].values() for name in found["silent"]} == set()
     counts = {skip: len(stems) for skip, stems in answer["stems"].items()}
     if answer["kind"] == "sd15":
         assert counts == {"default": EACH * LAYERS, "-1": EACH * LAYERS, "-2": EACH * (LAYERS - 1)}

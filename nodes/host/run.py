@@ -19,6 +19,7 @@ from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
+from ...trilora_core.keys import is_text
 from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
 from ...trilora_core.monitor import Measure, split
 from ...trilora_core.previews import previews_folder
@@ -164,7 +165,9 @@ def _prepare(
     run = Run(config, denoiser, data, adapter, prior, text_encoder)
     run.start_hash = start_hash
     count = sum(parameter.numel() for parameter in adapter.trainable())
-    size = f"{len(adapter.branches)} layers, {count} parameters, {summary(data)}"
+    of_text = sum(map(is_text, adapter.branches))
+    beside_model = f" ({of_text} of the text encoder)" if of_text else ""
+    size = f"{len(adapter.branches)} layers{beside_model}, {count} parameters, {summary(data)}"
     beside = "" if prior is None else f", prior: {summary(prior)}"
     base = f"base {denoiser.base_name} ({denoiser.architecture})"
     log.info("training %s: %s%s, %s", config.adapter.method, size, beside, base)

@@ -41,7 +41,7 @@ def test_gradients_of_text_encoders_equal_those_of_dense_weights(answer: dict[st
 
 
 def test_every_layer_of_the_file_can_learn(answer: dict[str, Any]) -> None:
-    """What lies behind the hidden state that clip skip takes is left out, but for what CLIP-G's pooled caption needs."""
+    """Left out is what lies behind the hidden state that is taken, but not what CLIP-G's pooled caption needs."""
     assert {name for found in answer["gradients"].values() for name in found["silent"]} == set()
     counts = {skip: len(stems) for skip, stems in answer["stems"].items()}
     if answer["kind"] == "sd15":

@@ -129,9 +129,10 @@ def test_previews_differ_when_only_the_text_encoder_learns(server: Server, befor
         options = {"text_encoder_rate": rate, "weight_decay": 0.0}
         server.client.run(training(name, optimizer=options, monitor=monitor, steps=2, learning_rate=1e-7))
         folder = server.loras / f"trilora/{name}_previews"
-        drawn[name] = [np.asarray(Image.open(folder / f"step_0000{step}_0.png")) for step in (0, 2)]
-    assert (drawn["silent"][0] == drawn["silent"][1]).all(), "the denoiser has learnt too, which shows nothing"
-    assert (drawn["spoken"][0] == drawn["silent"][0]).all() and (drawn["spoken"][0] != drawn["spoken"][1]).any()
+        drawn[name] = [np.asarray(Image.open(folder / f"step_0000{step}_0.png")).astype(int) for step in (0, 2)]
+    moved = {name: np.abs(start - end).max() for name, (start, end) in drawn.items()}
+    assert moved["silent"] <= 1, "the denoiser has learnt too, which shows nothing"
+    assert (drawn["spoken"][0] == drawn["silent"][0]).all() and moved["spoken"] > 1
     assert np.array_equal(base_now(server, 8), before)
 
 

@@ -245,7 +245,7 @@ def _half(bridge: Any, dtype: torch.dtype) -> dict[str, Any]:
                 _loss(denoiser, text, batch, times).backward()
             found.append((training._taken(adapter), sum(kept.values()), len(text.blocks())))
     (got, kept_here, blocks), (wanted, _, plain_blocks) = found
-    weights = [p for p in coarse.cond_stage_model.clip_l.transformer.text_model.encoder.parameters()]
+    weights = list(coarse.cond_stage_model.clip_l.transformer.text_model.encoder.parameters())
     return {
         "error": training._overall(got, wanted),
         "dtypes": sorted({str(p.dtype) for p in weights if p.ndim > 1}),

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..trilora_core.config import DRAWS
 
-__all__ = ["loss_inputs", "rate_inputs", "time_inputs"]
+__all__ = ["loss_inputs", "rate_inputs", "text_inputs", "time_inputs"]
 
 
 def rate_inputs() -> list[io.Input]:
@@ -41,6 +41,24 @@ def rate_inputs() -> list[io.Input]:
         "evens out the last hundred steps. 0: off.",
     )
     return [*rates, ema]
+
+
+def text_inputs() -> list[io.Input]:
+    """The rate of the text encoders."""
+    return [
+        io.Float.Input(
+            "text_encoder_rate",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.05,
+            round=False,
+            optional=True,
+            tooltip="Trains the data set's clip too (SD 1.5, SDXL): its learning rate as a multiple of learning_rate. "
+            "0.1 to 0.5 helps new words and subjects; more forgets what other words mean. Takes more time and memory. "
+            "0: the clip is not trained.",
+        ),
+    ]
 
 
 def time_inputs() -> list[io.Input]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..trilora_core.config import INITS, METHODS, OPTIMIZERS, PRECISIONS, SCHEDULES, LossConfig, TrainConfig
-from .loss_inputs import loss_inputs, rate_inputs, time_inputs
+from .loss_inputs import loss_inputs, rate_inputs, text_inputs, time_inputs
 from .sockets import CATEGORY, OptionsSocket
 
 __all__ = ["TriLoRAOptimizerOptions"]
@@ -47,6 +47,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
                 *rate_inputs(),
                 *time_inputs(),
                 *loss_inputs(),
+                *text_inputs(),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
         )
@@ -83,6 +84,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         min_snr_gamma: float = 0.0,
         noise_offset: float = 0.0,
         orthogonality: float = 0.0,
+        text_encoder_rate: float = 0.0,
     ) -> io.NodeOutput:
         """Set this node's fields; the others stay as `options` had them."""
         base = options or TrainConfig()
@@ -100,6 +102,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             up_rate=up_rate,
             sigma_rate=sigma_rate,
             down_rate=down_rate,
+            text_encoder_rate=text_encoder_rate,
         )
         loss = LossConfig(timesteps, logit_mean, logit_std, shift, min_snr_gamma, noise_offset, orthogonality)
         run = replace(

@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint_modules",
     "patches",
     "targets",
+    "unpatched",
     "unpatched_weights",
 ]
 
@@ -116,7 +117,7 @@ def targets(patcher: Any, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
         path, rows = places[stem]
         module = _submodule(model.diffusion_model, path)
         if hasattr(module, "weight"):  # not those that only some models of the architecture have
-            found[stem] = Target(module, rows, _hidden_weight(patcher, f"diffusion_model.{path}.weight"))
+            found[stem] = Target(module, rows, unpatched(patcher, f"diffusion_model.{path}.weight"))
     # the host builds its maps from sets of strings, whose order changes from one process to the next
     order = {id(module): index for index, module in enumerate(model.diffusion_model.modules())}
     stems = sorted(found, key=lambda stem: (order[id(found[stem].module)], found[stem].rows or (0, 0)))
@@ -153,7 +154,7 @@ def fingerprint(patcher: Any) -> str:
 def unpatched_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     """Every weight of a patcher's model by name, as it is without patches, whether they are merged just now or not."""
     for name, weight in patcher.model.named_parameters():
-        hidden = _hidden_weight(patcher, name)
+        hidden = unpatched(patcher, name)
         yield name, weight if hidden is None else hidden
 
 
@@ -193,7 +194,7 @@ def _sample(weight: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().half().cpu()
 
 
-def _hidden_weight(patcher: Any, key: str) -> Tensor | None:
+def unpatched(patcher: Any, key: str) -> Tensor | None:
     """W0 where the module does not hold it: the host keeps it aside while a LoRA is merged into the weight."""
     kept = patcher.backup.get(key)
     return None if kept is None else kept.weight

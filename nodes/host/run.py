@@ -19,17 +19,19 @@ from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
+from ...trilora_core.keys import is_text
 from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
 from ...trilora_core.monitor import Measure, split
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
+from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint, targets_of
 from . import models
 from .denoiser import HostDenoiser
 from .events import Progress, announce, check_interrupt, interrupt_type, summary
 from .paths import output_folder, unique_file
 from .preview import HostPreviewer
 from .routes import running
+from .text import HostTextEncoder, text_encoder_to_train
 from .training import trainable_patcher, training
 
 __all__ = ["train_in_host"]
@@ -57,8 +59,8 @@ def train_in_host(
 
     A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
     passed on after what was trained has been saved; a stop that was asked for over the host's server ends the run and
-    gives what it has learned. `clip` and `vae` draw the previews, if any are wanted. Raises InputError for what cannot
-    be trained.
+    gives what it has learned. `clip` and `vae` are the data set's: they draw the previews, if any are wanted, and the
+    clip is trained along if the options say so. Raises InputError for what cannot be trained.
     """
     held_out = None
     if config.monitor.validation_share:
@@ -71,21 +73,27 @@ def train_in_host(
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
         return finished, _said(node_id, f"{text} {finished.note}".strip())
-    previewer = _previewer(patcher, data, config, clip, vae)
+    text_encoder = text_encoder_to_train(patcher, data, prior, config, clip)
+    previewer = _previewer(patcher, data, config, clip, vae, text_encoder)
     if resume:
         _take_over(name, output, run_fingerprint(*parts, with_steps=False), config.steps)
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
-    with training(patcher):
-        run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash)
+    with training(patcher, None if text_encoder is None else text_encoder.patcher):
+        run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash, text_encoder)
         with running(run, node_id):
             memory = _measure(run, report)
             outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
     return outcome, _said(node_id, _summed_up(outcome, output, config))
 
 
-def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any) -> HostPreviewer | None:
-    """What draws the previews, at the data set's resolution, its prompts encoded; None if none are wanted."""
+def _previewer(
+    patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any, text_encoder: HostTextEncoder | None
+) -> HostPreviewer | None:
+    """What draws the previews, at the data set's resolution; None if none are wanted.
+
+    Its prompts are encoded, but where the text encoder is trained: there they will be, each time.
+    """
     if not config.monitor.preview_every:
         return None
     if clip is None or vae is None:
@@ -94,8 +102,10 @@ def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae:
             " (folder) or (images), or set preview_every of TriLoRA Monitor Options to 0"
         )
     side, cfg = data.config.resolution, GUIDANCE.get(models.detect(patcher.model).name, 7.0)
-    previewer = HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg)
-    previewer.encode(config.monitor.preview_prompts)
+    live = None if text_encoder is None else text_encoder.prompt
+    previewer = HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg, live=live)
+    if live is None:
+        previewer.encode(config.monitor.preview_prompts)
     return previewer
 
 
@@ -141,9 +151,10 @@ def _prepare(
     config: TrainConfig,
     start_from: Adapter | None,
     start_hash: str,
+    text_encoder: HostTextEncoder | None,
 ) -> Run:
     adapter = TriLoRA.create(
-        denoiser.targets(config.adapter.layers),
+        targets_of(config, denoiser, text_encoder),
         config.adapter,
         seed=config.seed,
         data_hash=data.content_hash,  # a start alike with and without prior pictures, as on the command line
@@ -151,10 +162,12 @@ def _prepare(
     )
     if start_from is not None:
         adapter.start_from(start_from.layers)
-    run = Run(config, denoiser, data, adapter, prior)
+    run = Run(config, denoiser, data, adapter, prior, text_encoder)
     run.start_hash = start_hash
     count = sum(parameter.numel() for parameter in adapter.trainable())
-    size = f"{len(adapter.branches)} layers, {count} parameters, {summary(data)}"
+    of_text = sum(map(is_text, adapter.branches))
+    beside_model = f" ({of_text} of the text encoder)" if of_text else ""
+    size = f"{len(adapter.branches)} layers{beside_model}, {count} parameters, {summary(data)}"
     beside = "" if prior is None else f", prior: {summary(prior)}"
     base = f"base {denoiser.base_name} ({denoiser.architecture})"
     log.info("training %s: %s%s, %s", config.adapter.method, size, beside, base)

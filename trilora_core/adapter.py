@@ -209,10 +209,17 @@ class TriLoRA:
     @torch.no_grad()
     def canonical(self) -> dict[str, Layer]:
         """Every layer in true SVD form, companion and carried layers included."""
-        factors = {stem: (branch.up, branch.gained_down()) for stem, branch in self.branches.items()}
-        found = spectral.canonical_many(factors)
+        found = spectral.canonical_many(self._factors())
         cpu = {stem: spectral.SVD(*(part.cpu() for part in found[stem])) for stem in self.branches}
         return {stem: Layer(cpu[stem], self.branches[stem].kernel) for stem in cpu} | self.carried
+
+    @torch.no_grad()
+    def singular_values(self) -> dict[str, Tensor]:
+        """Those of every layer that is trained here, (k,) on the CPU: what `canonical` finds, for a part of its cost."""
+        return spectral.singular_values_many(self._factors())
+
+    def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {stem: (branch.up, branch.gained_down()) for stem, branch in self.branches.items()}
 
     @torch.no_grad()
     def start_from(self, layers: Mapping[str, Layer]) -> None:

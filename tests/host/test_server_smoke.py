@@ -92,7 +92,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "keep_best",
             "keep_state",
         ],
-        ["options"],
+        ["options", "spectrum_every", "preview_steps", "preview_cfg", "preview_resolution"],
     ),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],

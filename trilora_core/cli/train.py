@@ -22,6 +22,7 @@ from ..monitor import Measure, split
 from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
+from ..spectrum import Spectrum
 from ..train import Previewer, Run, Step, TrainingDiverged
 from .base import choose_device, load_base, own_resolution
 from .options import add_config
@@ -34,6 +35,8 @@ from .store import CountedStore, open_store
 from .summary import left, starting, summary
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
+
+_GUIDANCE = 7.5  # of previews, usual for SD 1.5 and SDXL
 
 USAGE = "--model PATH --data DIR --output NAME.safetensors [options]"
 EXAMPLES = """\
@@ -149,7 +152,12 @@ def _divide(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | N
 
 
 def _previewer(pipe: Any, config: TrainConfig, resolution: int) -> Previewer | None:
-    return DiffusersPreviewer(pipe, resolution=resolution) if config.monitor.preview_every else None
+    watch = config.monitor
+    if not watch.preview_every:
+        return None
+    guidance = watch.preview_cfg or _GUIDANCE
+    side = watch.preview_resolution or resolution
+    return DiffusersPreviewer(pipe, steps=watch.preview_steps, guidance=guidance, resolution=side)
 
 
 def _measure(prepared: Run, crew: Crew) -> Estimate:
@@ -275,7 +283,10 @@ def _listeners(bar: Any) -> Listeners:
     def problem(text: str) -> None:
         bar.write(f"warning: {text}", file=sys.stderr)
 
-    return Listeners(measured, drawn, problem)
+    def looked(spectrum: Spectrum) -> None:
+        bar.write(f"step {spectrum.step}: effective rank {spectrum.effective_rank:.3g}, norm {spectrum.norm:.3g}")
+
+    return Listeners(measured, drawn, problem, looked)
 
 
 def _where(run: Run, kept: list[Path]) -> str:

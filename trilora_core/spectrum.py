@@ -40,7 +40,10 @@ class Spectrum:
     def facts(self) -> dict[str, Any]:
         """The same as plain data for the log, without the step."""
         layers = {
-            stem: {"values": [_rounded(value) for value in layer.values], "effective_rank": _rounded(layer.effective_rank)}
+            stem: {
+                "values": [_rounded(value) for value in layer.values],
+                "effective_rank": _rounded(layer.effective_rank),
+            }
             | {"norm": _rounded(layer.norm)}
             for stem, layer in self.layers.items()
         }

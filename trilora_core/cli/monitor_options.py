@@ -59,7 +59,6 @@ def _add_validation(group: Any) -> None:
         type=whole,
     )
 
-
     option(
         group,
         "--spectrum-every",

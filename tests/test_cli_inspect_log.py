@@ -44,7 +44,7 @@ def test_json_holds_everything(log, capsys):
     assert [step for step, _, _ in found["spectrum"]] == [0, 20, 40]
     assert [step for step, _, _ in found["measures"]] == [0, 10, 20, 30, 40]
     assert found["best"]["validation"] == min(value for step, value, _ in found["measures"] if step)
-    assert len(found["spectrum_by_layer"]["values"]) == 8 and found["config"]["adapter"]["rank"] == 4
+    assert len(found["singular_values"]) == 8 and found["config"]["adapter"]["rank"] == 4
     assert found["loss"]["last"] == pytest.approx(found["loss"]["first"]), "fewer steps than the mean takes"
 
 

@@ -215,7 +215,7 @@ class TriLoRA:
 
     @torch.no_grad()
     def singular_values(self) -> dict[str, Tensor]:
-        """Those of every layer that is trained here, (k,) on the CPU: what `canonical` finds, for a part of its cost."""
+        """Those of every layer that is trained here, (k,) on the CPU: as `canonical` finds them, for less."""
         return spectral.singular_values_many(self._factors())
 
     def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:

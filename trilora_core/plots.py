@@ -56,7 +56,7 @@ def plot_losses(losses: Sequence[float], output: Path, *, title: str = "Training
     save_figure(figure, output)
 
 
-def draw_losses(axes: Any, losses: Sequence[float]) -> None:
+def draw_losses(axes: Any, losses: Any) -> None:
     """The loss of steps 1, 2, …: raw, smoothed, and where it is not finite."""
     values = numpy.asarray(losses, dtype=float)
     steps = numpy.arange(1, len(values) + 1)

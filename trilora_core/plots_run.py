@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _rank(look: Look) -> int:
 
 def _edges(steps: Sequence[int]) -> Any:
     """Borders between looks: halfway to the next one, the first and the last where the run begins and ends."""
-    middles = [(one + other) / 2 for one, other in zip(steps, steps[1:], strict=False)]
+    middles = [(one + other) / 2 for one, other in pairwise(steps)]
     return numpy.array([steps[0], *middles, max(steps[-1], steps[0] + 1)], dtype=float)
 
 

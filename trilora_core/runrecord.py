@@ -12,7 +12,7 @@ from typing import Any
 from .errors import InputError
 from .monitor import Measure, best_measure
 
-__all__ = ["Look", "LoggedStep", "RunRecord", "read_log"]
+__all__ = ["LoggedStep", "Look", "RunRecord", "read_log"]
 
 Line = dict[str, Any]
 
@@ -69,7 +69,8 @@ class RunRecord:
     @property
     def done(self) -> int:
         """The last step that the log tells of."""
-        return max([self.end.get("step", 0), *(step.step for step in self.steps[-1:]), *self.starts[-1:]])
+        ended: int = self.end.get("step", 0)
+        return max([ended, *(step.step for step in self.steps[-1:]), *self.starts[-1:]])
 
     @property
     def best(self) -> Measure | None:
@@ -143,8 +144,8 @@ def _start(record: RunRecord, line: Line) -> None:
 
 
 def _step(record: RunRecord, line: Line) -> None:
-    numbers = (_number(line.get(name)) for name in ("loss", "learning_rate", "seconds"))
-    record.steps.append(LoggedStep(line["step"], *numbers, str(line.get("dropped", ""))))
+    loss, rate, seconds = (_number(line.get(name)) for name in ("loss", "learning_rate", "seconds"))
+    record.steps.append(LoggedStep(line["step"], loss, rate, seconds, str(line.get("dropped", ""))))
 
 
 def _measure(record: RunRecord, line: Line) -> None:

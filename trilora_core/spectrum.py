@@ -23,6 +23,11 @@ class LayerSpectrum:
     effective_rank: float
     norm: float
 
+    def facts(self) -> dict[str, Any]:
+        """The same as plain data, rounded."""
+        values = [_rounded(value) for value in self.values]
+        return {"values": values, "effective_rank": _rounded(self.effective_rank), "norm": _rounded(self.norm)}
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -39,14 +44,7 @@ class Spectrum:
 
     def facts(self) -> dict[str, Any]:
         """The same as plain data for the log, without the step."""
-        layers = {
-            stem: {
-                "values": [_rounded(value) for value in layer.values],
-                "effective_rank": _rounded(layer.effective_rank),
-            }
-            | {"norm": _rounded(layer.norm)}
-            for stem, layer in self.layers.items()
-        }
+        layers = {stem: layer.facts() for stem, layer in self.layers.items()}
         return {"effective_rank": _rounded(self.effective_rank), "norm": _rounded(self.norm), "layers": layers}
 
 

@@ -1,4 +1,4 @@
-"""Show what an adapter file holds (base model, ranks, layers, energy, trigger words), or how a run went, from its log."""
+"""Show what an adapter file holds (base model, ranks, layers, energy, trigger words), or how a run went by its log."""
 
 from __future__ import annotations
 

@@ -23,41 +23,35 @@ _ENDS = {
 
 def run_report(record: RunRecord) -> dict[str, Any]:
     """Everything as plain data; null for what is not finite or was not watched."""
-    best, last = record.best, record.looks[-1] if record.looks else None
-    finite = [step for step in record.steps if math.isfinite(step.loss)]
+    told = {name: record.start.get(name) for name in ("base", "data", "adapter", "config", "device", "versions")}
+    dropped = sum(bool(step.dropped) for step in record.steps)
     return {
         "log": str(record.path),
         "started": record.start.get("time"),
         "starts": record.starts,
-        "base": record.start.get("base"),
-        "data": record.start.get("data"),
-        "adapter": record.start.get("adapter"),
-        "config": record.start.get("config"),
-        "device": record.start.get("device"),
-        "versions": record.start.get("versions"),
-        "steps": {
-            "planned": record.planned,
-            "done": record.done,
-            "dropped": sum(bool(s.dropped) for s in record.steps),
-        },
+        **told,
+        "steps": {"planned": record.planned, "done": record.done, "dropped": dropped},
         "seconds": _finite(_seconds(record)),
-        "loss": {
-            "first": _finite(_mean([step.loss for step in finite[:_RECENT]])),
-            "last": _finite(_mean([step.loss for step in finite[-_RECENT:]])),
-            "lowest_step": min(finite, key=lambda step: step.loss).step if finite else None,
-        },
-        "best": None
-        if best is None
-        else {"step": best.step, "validation": best.validation, "drift": _finite(best.drift)},
-        "measures": [[m.step, _finite(m.validation), _finite(m.drift)] for m in record.measures],
-        "spectrum": [[look.step, look.effective_rank, look.norm] for look in record.looks],
-        "spectrum_by_layer": {} if last is None else {"step": last.step, "values": last.layers},
+        **_curves(record),
         "previews": record.previews,
         "files": record.files,
         "ended": record.ended or None,
         "finished": record.finished,
         "problem": record.end.get("problem"),
         "skipped_lines": record.skipped,
+    }
+
+
+def _curves(record: RunRecord) -> dict[str, Any]:
+    best, last = record.best, record.looks[-1] if record.looks else None
+    finite = [step.loss for step in record.steps if math.isfinite(step.loss)]
+    layers = {} if last is None else {stem: [_finite(v) for v in values] for stem, values in last.layers.items()}
+    return {
+        "loss": {"first": _finite(_mean(finite[:_RECENT])), "last": _finite(_mean(finite[-_RECENT:]))},
+        "best": best and {"step": best.step, "validation": best.validation, "drift": _finite(best.drift)},
+        "measures": [[m.step, _finite(m.validation), _finite(m.drift)] for m in record.measures],
+        "spectrum": [[look.step, _finite(look.effective_rank), _finite(look.norm)] for look in record.looks],
+        "singular_values": layers,
     }
 
 

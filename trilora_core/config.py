@@ -46,7 +46,7 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree", "lio
 SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LAYERS = ("attention", "self-attention", "attention+ff", "attention+ff+conv")
-DRAWS = ("uniform", "logit-normal", "shifted")
+DRAWS = ("auto", "uniform", "logit-normal", "shifted")
 CROPS = ("center", "random")
 MASKS = ("none", "alpha", "folder")
 
@@ -136,7 +136,9 @@ class OptimizerConfig:
 class LossConfig:
     """What is minimised, and at which times."""
 
-    timesteps: str = "uniform"  # how u in [0, 1] is drawn: logit-normal (Esser et al. 2024), shifted as in SD3 and Flux
+    # how u in [0, 1] is drawn: uniform, logit-normal (Esser et al. 2024), shifted as in SD3 and Flux;
+    # auto: logit-normal for flow models, whose own tables of times hold their shift, uniform for the others
+    timesteps: str = "auto"
     logit_mean: float = 0.0  # of logit-normal and its spread
     logit_std: float = 1.0
     shift: float = 3.0  # of shifted: above 1 draws more noise

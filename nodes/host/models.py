@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "fingerprint_modules",
     "patches",
+    "prediction_type",
     "targets",
     "unpatched_weights",
 ]
@@ -138,6 +139,12 @@ def base_name(patcher: Any) -> str:
     if init is not None and init[1] and isinstance(init[1][0], str):
         return Path(init[1][0]).stem
     return detect(patcher.model).title
+
+
+def prediction_type(patcher: Any) -> str:
+    """What the network predicts, by its name in file metadata: "epsilon", "v" or "flow"."""
+    kinds = {base.__name__ for base in type(patcher.get_model_object("model_sampling")).__mro__}
+    return "v" if "V_PREDICTION" in kinds else "flow" if "CONST" in kinds else "epsilon"
 
 
 def fingerprint(patcher: Any) -> str:

@@ -24,7 +24,7 @@ from ...trilora_core.monitor import Measure, split
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
 from ...trilora_core.spectrum import Spectrum
-from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
+from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint, settled
 from . import models
 from .denoiser import HostDenoiser
 from .events import Progress, announce, check_interrupt, interrupt_type, summary
@@ -64,8 +64,8 @@ def train_in_host(
     held_out = None
     if config.monitor.validation_share:
         data, held_out = split(data, config.monitor.validation_share, config.seed)
-    config = planned(config, data)
     patcher = trainable_patcher(model)
+    config = settled(planned(config, data), models.prediction_type(patcher))
     start_hash = "" if start_from is None else adapter_hash(start_from)
     parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
     output, finished = _place(name, run_fingerprint(*parts))

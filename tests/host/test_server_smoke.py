@@ -44,6 +44,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["model", "clip", "vae", "prompts", "count", "resolution", "seed"],
         ["steps", "cfg", "negative", "cache"],
     ),
+    "TriLoRAPreset": (["model", "dataset", "goal"], ["options"]),
     "TriLoRAOptimizerOptions": (
         [
             "init",
@@ -110,6 +111,7 @@ OUTPUTS = {
     "TriLoRADatasetOptions": ["options"],
     "TriLoRADatasetReport": ["image", "report"],
     "TriLoRAPriorPictures": ["dataset"],
+    "TriLoRAPreset": ["options", "rank", "steps", "learning_rate", "batch_size", "report"],
     "TriLoRAOptimizerOptions": ["options"],
     "TriLoRALayerOptions": ["options"],
     "TriLoRAMonitorOptions": ["options"],

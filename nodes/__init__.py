@@ -13,6 +13,7 @@ from .layer_options import TriLoRALayerOptions
 from .merge import MergeTriLoRA
 from .monitor_options import TriLoRAMonitorOptions
 from .options import TriLoRAOptimizerOptions
+from .preset import TriLoRAPreset
 from .prior import TriLoRAPriorPictures
 from .report import TriLoRADatasetReport
 from .train import TrainTriLoRA
@@ -26,6 +27,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TriLoRADatasetOptions,
     TriLoRADatasetReport,
     TriLoRAPriorPictures,
+    TriLoRAPreset,
     TriLoRAOptimizerOptions,
     TriLoRALayerOptions,
     TriLoRAMonitorOptions,

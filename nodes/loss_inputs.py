@@ -67,9 +67,10 @@ def time_inputs() -> list[io.Input]:
         io.Combo.Input(
             "timesteps",
             options=list(DRAWS),
-            default="uniform",
+            default="auto",
             optional=True,
-            tooltip="How much noise the pictures of a step get. uniform: all amounts alike. logit-normal: mostly the "
+            tooltip="How much noise the pictures of a step get. auto: as the model was trained, logit-normal for SD3 "
+            "and Flux, uniform for the others. uniform: all amounts alike. logit-normal: mostly the "
             "middle ones, as SD3 was trained. shifted: more noise, as for large pictures in SD3 and Flux.",
         ),
         io.Float.Input(
@@ -88,7 +89,7 @@ def time_inputs() -> list[io.Input]:
             max=5.0,
             step=0.05,
             optional=True,
-            tooltip="With timesteps at logit-normal: how far the amounts of noise spread.",
+            tooltip="With logit-normal times: how far the amounts of noise spread.",
         ),
         io.Float.Input(
             "shift",

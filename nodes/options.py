@@ -77,7 +77,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         sigma_rate: float = 1.0,
         down_rate: float = 1.0,
         ema: float = 0.0,
-        timesteps: str = "uniform",
+        timesteps: str = "auto",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         shift: float = 3.0,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trilora_core import spectral
+from trilora_core.errors import InputError
 from trilora_core.spectral import (
     SVD,
     balanced,
@@ -23,6 +24,8 @@ from trilora_core.spectral import (
     energy,
     overlap,
     rank_for_energy,
+    singular_values,
+    singular_values_many,
     top_singular_values,
 )
 
@@ -228,6 +231,33 @@ def test_many_layers_equal_single_layers(monkeypatch: pytest.MonkeyPatch, number
     for name, (up, down) in layers.items():
         for part, expected in zip(many[name], canonical(up, down), strict=True):
             torch.testing.assert_close(part, expected)
+
+
+@pytest.mark.parametrize(("out", "in_", "rank"), SHAPES)
+def test_singular_values_alone_are_those_of_the_canonical_form(out: int, in_: int, rank: int) -> None:
+    up, down = factors(out, in_, rank)
+    found = singular_values(up, down)
+    assert found.shape == (min(out, in_, rank),)
+    assert torch.allclose(found, torch.linalg.svdvals(up @ down)[: len(found)], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [1, 1 << 24])
+def test_singular_values_of_many_layers_in_any_batches(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(spectral, "_BATCH_NUMBERS", numbers)
+    layers = {f"layer {i}": factors(*SHAPES[i % 5], seed=i, dtype=torch.float32) for i in range(9)}
+    found = singular_values_many(layers)
+    assert list(found) == list(layers)
+    for name, (up, down) in layers.items():
+        exact = canonical(up, down).s
+        assert torch.allclose(found[name], exact, rtol=1e-5, atol=1e-6 * float(exact[0]))
+    assert singular_values_many({}) == {}
+
+
+def test_singular_values_of_sizes_out_of_range() -> None:
+    up, down = factors(6, 5, 2, dtype=torch.float32)
+    assert torch.allclose(singular_values(up * 1e-30, down * 1e-6), canonical(up * 1e-30, down * 1e-6).s, rtol=1e-5)
+    with pytest.raises(InputError, match="layer a: up or down holds NaN"):
+        singular_values_many({"a": (up * float("nan"), down)})
 
 
 def test_no_layers_give_no_layers() -> None:

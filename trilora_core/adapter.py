@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,20 +28,32 @@ _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d
 class Target:
     """A frozen layer to adapt: a Linear, or some rows of one (fused q, k, v), or a Conv without groups.
 
-    `weight` is the unpatched W0 where `module.weight` is not it (patched, quantised); Σ starts from it.
+    Σ starts from W0: `weight` is the unpatched one where `module.weight` is not it, and `read` gives what it stands for
+    where its numbers say little by themselves (scaled or quantised), each time anew so that no copy is kept.
     """
 
     module: nn.Module
     rows: tuple[int, int] | None = None
     weight: Tensor | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
     def base_weight(self) -> Tensor:
         """The frozen weight, flattened to (out, in) or (out, in·kernel), limited to the target's rows."""
+        weight = self._held()
+        weight = (weight if self.read is None else self.read(weight)).detach().flatten(1)
+        return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of `base_weight`, without reading it."""
+        out, *rest = self._held().shape
+        return out if self.rows is None else self.rows[1] - self.rows[0], math.prod(rest)
+
+    def _held(self) -> Tensor:
         weight = self.module.weight if self.weight is None else self.weight
         if not isinstance(weight, Tensor):
             raise InputError(f"{type(self.module).__name__} has no weight tensor; adapt Linear and Conv layers")
-        weight = weight.detach().flatten(1)
-        return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
+        return weight
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -209,10 +222,17 @@ class TriLoRA:
     @torch.no_grad()
     def canonical(self) -> dict[str, Layer]:
         """Every layer in true SVD form, companion and carried layers included."""
-        factors = {stem: (branch.up, branch.gained_down()) for stem, branch in self.branches.items()}
-        found = spectral.canonical_many(factors)
+        found = spectral.canonical_many(self._factors())
         cpu = {stem: spectral.SVD(*(part.cpu() for part in found[stem])) for stem in self.branches}
         return {stem: Layer(cpu[stem], self.branches[stem].kernel) for stem in cpu} | self.carried
+
+    @torch.no_grad()
+    def singular_values(self) -> dict[str, Tensor]:
+        """Those of every layer that is trained here, (k,) on the CPU: as `canonical` finds them, for less."""
+        return spectral.singular_values_many(self._factors())
+
+    def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {stem: (branch.up, branch.gained_down()) for stem, branch in self.branches.items()}
 
     @torch.no_grad()
     def start_from(self, layers: Mapping[str, Layer]) -> None:
@@ -277,7 +297,7 @@ def _start_sigma(weight: Tensor, rank: int, init: str) -> Tensor:
     values = torch.ones(rank) if init == "ones" else _cached_singular_values(weight, rank)
     if not values.any():  # a zero W0 says nothing about scale; Σ = 0 beside up = 0 would never learn
         return torch.ones(rank)
-    return SIGMA_INITS[init](values, weight).float().cpu()
+    return SIGMA_INITS[init](values, weight).float().cpu().clone()  # the cached values are not to be trained
 
 
 def _cached_singular_values(weight: Tensor, rank: int) -> Tensor:
@@ -300,7 +320,7 @@ def _content_key(weight: Tensor) -> tuple[object, ...]:
 def _check_fit(stem: str, branch: Branch, targets: Mapping[str, Target]) -> None:
     if stem not in targets:
         raise InputError(f"the model has no layer {stem}; attach the adapter to the model it was made for")
-    wanted = tuple(targets[stem].base_weight().shape)
+    wanted = targets[stem].shape
     given = (branch.up.shape[0], branch.down.shape[1])
     if wanted != given:
         raise InputError(f"{stem}: the adapter is for a weight of shape {given}, the model's is {wanted}")

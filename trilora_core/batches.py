@@ -17,7 +17,7 @@ from .objective import DRAWS
 
 __all__ = ["Line", "Row", "masks_of", "of_one_shape"]
 
-_PLAIN = LossConfig()
+_PLAIN = LossConfig(timesteps="uniform")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,8 @@ __all__ = [
     "energy",
     "overlap",
     "rank_for_energy",
+    "singular_values",
+    "singular_values_many",
     "top_singular_values",
 ]
 
@@ -72,20 +74,43 @@ def canonical_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SV
 
     Raises InputError as `canonical` does, with the name of the layer.
     """
-    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name, (up, down) in factors.items():
-        try:
-            _check_factors(up, down, None)
-        except InputError as error:
-            raise InputError(f"layer {name}: {error}") from error
-        groups[up.shape, down.shape, up.dtype, down.dtype, up.device].append(name)
     found: dict[str, SVD] = {}
-    for names in groups.values():
-        up, down = factors[names[0]]
-        size = max(1, _BATCH_NUMBERS // (up.numel() + down.numel()))
-        for start in range(0, len(names), size):
-            found.update(_canonical_batch(names[start : start + size], factors))
+    for names in _alike(factors):
+        u, s, vh = canonical(*_stacked(names, factors))
+        found.update({name: SVD(u[i], s[i], vh[i]) for i, name in enumerate(names)})
     return {name: found[name] for name in factors}
+
+
+def singular_values(up: Tensor, down: Tensor) -> Tensor:
+    """The singular values of up (…, out, r) · down (…, r, in), descending, (…, k) as `canonical` has them.
+
+    Of the two QR decompositions only the triangles are computed, so it costs a part of the whole form.
+    Raises InputError as `canonical` does.
+    """
+    _check_factors(up, down, None)
+    home, dtype = up.device, _precision(up, down)
+    with torch.autocast(_device_for(home).type, enabled=False):
+        left, left_unit = _unit_range(_working(up, dtype), "up")
+        right, right_unit = _unit_range(_working(down, dtype), "down")
+        cores = [torch.linalg.qr(part, mode="r").R.double() for part in (left, right.mT)]
+        s: Tensor = torch.linalg.svdvals(cores[0] @ cores[1].mT)
+        s = s * (left_unit.double() * right_unit.double()).squeeze(-1)
+    return s.to(home, dtype)
+
+
+def singular_values_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The singular values of every layer's up · down, (k,) on the CPU: in batches, and in one transfer.
+
+    Raises InputError as `canonical_many` does.
+    """
+    batches = list(_alike(factors))
+    found = [singular_values(*_stacked(names, factors)) for names in batches]
+    if not found:
+        return {}
+    together = torch.cat([values.flatten().to(found[0].device) for values in found]).cpu()
+    parts = together.split([values.shape[-1] for values, names in zip(found, batches, strict=True) for _ in names])
+    by_name = dict(zip((name for names in batches for name in names), parts, strict=True))
+    return {name: by_name[name] for name in factors}
 
 
 def cut_rank(svd: SVD, rank: int) -> tuple[SVD, Tensor]:
@@ -271,15 +296,30 @@ def _roots_descending(eigenvalues: Tensor) -> Tensor:
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _canonical_batch(names: Sequence[str], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
+def _alike(factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[list[str]]:
+    """Names of layers of one shape, type and device, as many at once as the memory of a batch allows."""
+    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, (up, down) in factors.items():
+        try:
+            _check_factors(up, down, None)
+        except InputError as error:
+            raise InputError(f"layer {name}: {error}") from error
+        groups[up.shape, down.shape, up.dtype, down.dtype, up.device].append(name)
+    for names in groups.values():
+        up, down = factors[names[0]]
+        size = max(1, _BATCH_NUMBERS // (up.numel() + down.numel()))
+        yield from (names[start : start + size] for start in range(0, len(names), size))
+
+
+def _stacked(names: Sequence[str], factors: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """up (n, out, r) and down (n, r, in) of these layers."""
     up = torch.stack([factors[name][0].detach() for name in names])
     down = torch.stack([factors[name][1].detach() for name in names])
     finite = up.isfinite().flatten(1).all(1) & down.isfinite().flatten(1).all(1)
     broken = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
     if broken:
         raise InputError(f"layer {', '.join(broken)}: up or down holds NaN or infinite values")
-    u, s, vh = canonical(up, down)
-    return {name: SVD(u[i], s[i], vh[i]) for i, name in enumerate(names)}
+    return up, down
 
 
 def _svd_of_product(left: Tensor, right: Tensor) -> SVD:

@@ -35,6 +35,7 @@ __all__ = [
     "data_hash",
     "planned",
     "run_fingerprint",
+    "settled",
     "targets_of",
     "train",
 ]
@@ -81,6 +82,7 @@ class Run:
         `text` are the model's text encoders where the options train them too. Raises InputError where they do and it is
         missing, or a data set holds no captions but only what was encoded of them.
         """
+        config = settled(config, denoiser.prediction_type)
         _check_text(config, text, [dataset] if prior is None else [dataset, prior])
         self.config = config
         self.denoiser = denoiser
@@ -307,6 +309,17 @@ def _check_text(config: TrainConfig, text: TextEncoder | None, data: Sequence[Da
             "text_encoder_rate is set, but this data set holds encoded captions without their text; make it from"
             " pictures with captions, or set text_encoder_rate to 0"
         )
+
+
+def settled(config: TrainConfig, prediction_type: str) -> TrainConfig:
+    """The options with what "auto" stands for on a model of this kind, so that both are one run.
+
+    Flow models are trained on logit-normal times (Esser et al. 2024, section 3.1), the others on uniform ones.
+    """
+    if config.loss.timesteps != "auto":
+        return config
+    draw = "logit-normal" if prediction_type == "flow" else "uniform"
+    return replace(config, loss=replace(config.loss, timesteps=draw))
 
 
 def planned(config: TrainConfig, dataset: Dataset) -> TrainConfig:

@@ -24,7 +24,8 @@ from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_me
 from ...trilora_core.monitor import Measure, split
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint, targets_of
+from ...trilora_core.spectrum import Spectrum
+from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint, settled, targets_of
 from . import models
 from .denoiser import HostDenoiser
 from .events import Progress, announce, check_interrupt, interrupt_type, summary
@@ -65,8 +66,8 @@ def train_in_host(
     held_out = None
     if config.monitor.validation_share:
         data, held_out = split(data, config.monitor.validation_share, config.seed)
-    config = planned(config, data)
     patcher = trainable_patcher(model)
+    config = settled(planned(config, data), models.prediction_type(patcher))
     start_hash = "" if start_from is None else adapter_hash(start_from)
     parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
     output, finished = _place(name, run_fingerprint(*parts))
@@ -101,9 +102,13 @@ def _previewer(
             "previews are wanted, but this data set has no clip and vae to draw them with; take TriLoRA Dataset"
             " (folder) or (images), or set preview_every of TriLoRA Monitor Options to 0"
         )
-    side, cfg = data.config.resolution, GUIDANCE.get(models.detect(patcher.model).name, 7.0)
+    watch = config.monitor
+    side = watch.preview_resolution or data.config.resolution
+    cfg = watch.preview_cfg or GUIDANCE.get(models.detect(patcher.model).name, 7.0)
     live = None if text_encoder is None else text_encoder.prompt
-    previewer = HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg, live=live)
+    previewer = HostPreviewer(
+        patcher, clip, vae, width=side, height=side, steps=watch.preview_steps, cfg=cfg, live=live
+    )
     if live is None:
         previewer.encode(config.monitor.preview_prompts)
     return previewer
@@ -207,7 +212,7 @@ def _train(
             on_stopped=stopped.append,
             held_out=held_out,
             previewer=previewer,
-            listeners=Listeners(on_measure=report.measured, on_preview=report.drawn, on_problem=report.problem),
+            listeners=Listeners(report.measured, report.drawn, report.problem, report.looked),
         )
     except OUT_OF_MEMORY as error:
         make_room(run, error)
@@ -227,6 +232,7 @@ class _Reporter:
         self.short = ""  # a line about memory, below every text
         self._measured = ""  # lines of the last measure and of the last previews
         self._drawn = ""
+        self._looked = ""  # a line of the last look at the singular values
         self._smooth: float | None = None
         self._pace: float | None = None  # seconds per step, smoothed
         self._shown = 0.0
@@ -254,6 +260,12 @@ class _Reporter:
         """Hear of pictures that were drawn."""
         self._drawn = f"\npreviews of step {step} in {paths[0].parent}"
 
+    def looked(self, spectrum: Spectrum) -> None:
+        """Hear of a look at the singular values."""
+        numbers = f"effective rank {spectrum.effective_rank:.3g} · norm {spectrum.norm:.3g}"
+        self._looked = f"\n{numbers} at step {spectrum.step}"
+        log.info("step %d: %s", spectrum.step, numbers)
+
     def problem(self, text: str) -> None:
         """Hear of what went wrong without ending the run."""
         self._drawn = f"\n{text}"
@@ -265,7 +277,7 @@ class _Reporter:
         loss = "-" if self._smooth is None else f"{self._smooth:.4f}"
         note = f"\nstep left out: {step.dropped}" if step.dropped else ""
         self.short = spilled(self.device) or self.short
-        note += self._measured + self._drawn + (f"\n{self.short}" if self.short else "")
+        note += self._measured + self._looked + self._drawn + (f"\n{self.short}" if self.short else "")
         return f"step {step.step} of {step.steps} · loss {loss} · {pace:.2f} s/step · {left} left{note}"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...trilora_core.errors import InputError
 from . import models
+from .runtime import rounds_away
 
 __all__ = ["trainable_patcher", "training"]
 
@@ -51,6 +52,7 @@ def training(patcher: Any, text: Any | None = None) -> Iterator[None]:
         stack.enter_context(_in_training())
         for loaded in patchers:
             stack.enter_context(_normal_tensors(loaded.model))
+            stack.enter_context(_whole_products(loaded.model))
         stack.enter_context(_running(patcher))
         if models.detect(patcher.model).in_place:
             stack.enter_context(_norms_keep_their_inputs(patcher.model.diffusion_model))
@@ -99,6 +101,31 @@ def _running(patcher: Any) -> Iterator[None]:
         yield
     finally:
         patcher.cleanup()
+
+
+@contextmanager
+def _whole_products(model: nn.Module) -> Iterator[None]:
+    """Have fp8 and quantised layers multiply what their weights stand for, by a weight function that changes nothing.
+
+    Without one, hosts round the layer's input too where the hardware or the format can multiply such numbers: the older
+    ones then have no gradient, the newer ones one that is a few percent off.
+    """
+    changed = []
+    for module in model.modules():
+        weight, functions = getattr(module, "weight", None), getattr(module, "weight_function", None)
+        if isinstance(weight, Tensor) and functions is not None and rounds_away(module, weight):
+            module.weight_function = [*functions, _as_it_is]
+            changed.append((module, module.weight_function, functions))
+    try:
+        yield
+    finally:
+        for module, ours, functions in changed:
+            if module.weight_function is ours:  # not one that the host has set anew in the meantime
+                module.weight_function = functions
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 @contextmanager

@@ -44,6 +44,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["model", "clip", "vae", "prompts", "count", "resolution", "seed"],
         ["steps", "cfg", "negative", "cache"],
     ),
+    "TriLoRAPreset": (["model", "dataset", "goal"], ["options"]),
     "TriLoRAOptimizerOptions": (
         [
             "init",
@@ -93,7 +94,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "keep_best",
             "keep_state",
         ],
-        ["options"],
+        ["options", "spectrum_every", "preview_steps", "preview_cfg", "preview_resolution"],
     ),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
@@ -111,6 +112,7 @@ OUTPUTS = {
     "TriLoRADatasetOptions": ["options"],
     "TriLoRADatasetReport": ["image", "report"],
     "TriLoRAPriorPictures": ["dataset"],
+    "TriLoRAPreset": ["options", "rank", "steps", "learning_rate", "batch_size", "report"],
     "TriLoRAOptimizerOptions": ["options"],
     "TriLoRALayerOptions": ["options"],
     "TriLoRAMonitorOptions": ["options"],

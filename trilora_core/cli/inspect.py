@@ -1,4 +1,4 @@
-"""Show what an adapter file holds: base model, ranks, layers, energy, trigger words and how it was trained."""
+"""Show what an adapter file holds (base model, ranks, layers, energy, trigger words), or how a run went by its log."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from ..fileformat import Adapter, read_adapter
 from ..keys import is_text
 from ..metadata import architecture_of, base_model, rank_summary, trigger_words
 from ..plots import plot_spectrum, short_name
+from ..plots_run import plot_run
+from ..runrecord import read_log
 from ..spectral import effective_rank, energy
 from .parser import Arguments, OneLineParser
+from .run_report import run_report, run_table
 from .saving import check_picture
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
+
+_LOG = ".jsonl"
 
 USAGE = "FILE [options]"
 EXAMPLES = """\
@@ -24,22 +29,32 @@ examples:
   python -m trilora_core inspect style.safetensors
   python -m trilora_core inspect style.safetensors --layers
   python -m trilora_core inspect style.safetensors --json
-  python -m trilora_core inspect style.safetensors --plot spectrum.png"""
+  python -m trilora_core inspect style.safetensors --plot spectrum.png
+  python -m trilora_core inspect style.log.jsonl --plot run.png"""
 
 
 def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", metavar="FILE", help="adapter (.safetensors): ours, or any plain LoRA")
+    parser.add_argument(
+        "file", metavar="FILE", help="adapter (.safetensors), ours or any plain LoRA; or the log of a run (.log.jsonl)"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print everything as JSON, singular values and metadata too"
     )
     parser.add_argument("--layers", action="store_true", help="list every layer, not only sums over blocks")
-    parser.add_argument("--plot", metavar="OUT.png", type=Path, help="also draw the spectrum: singular values by layer")
+    parser.add_argument(
+        "--plot",
+        metavar="OUT.png",
+        type=Path,
+        help="also draw the singular values by layer; of a log its curves: loss, validation, drift, singular values",
+    )
 
 
 def run(arguments: Arguments) -> int:
     """Print the report and draw the picture that was asked for."""
     path = Path(arguments.file)
+    if path.suffix == _LOG:
+        return _run_of_log(path, arguments)
     adapter = read_adapter(path)
     if arguments.json:
         print(json.dumps(report(path, adapter), indent=2))
@@ -50,6 +65,19 @@ def run(arguments: Arguments) -> int:
         plot_spectrum(spectra, check_picture(arguments.plot), title=f"Spectrum of {path.name}")
         if not arguments.json:
             print(f"\nspectrum: {arguments.plot.resolve()}")
+    return 0
+
+
+def _run_of_log(path: Path, arguments: Arguments) -> int:
+    if arguments.layers:
+        raise InputError("--layers is for adapters; leave it out for a log, whose --json has every layer")
+    record = read_log(path)
+    print(json.dumps(run_report(record), indent=2) if arguments.json else run_table(record))
+    if arguments.plot:
+        name = path.name.removesuffix(_LOG).removesuffix(".log")
+        plot_run(record, check_picture(arguments.plot), title=f"Training of {name}")
+        if not arguments.json:
+            print(f"\ncurves: {arguments.plot.resolve()}")
     return 0
 
 

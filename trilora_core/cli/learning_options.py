@@ -97,8 +97,8 @@ def _add_loss(parser: OneLineParser) -> None:
         group,
         "--timesteps",
         "loss.timesteps",
-        f"how the amounts of noise are drawn (default: {loss.timesteps}); logit-normal favours the middle,"
-        " shifted draws more noise, as SD3 and Flux are trained",
+        f"how the amounts of noise are drawn (default: {loss.timesteps}, uniform for SD 1.5 and SDXL); logit-normal"
+        " favours the middle, shifted draws more noise",
         choices=DRAWS,
     )
     option(

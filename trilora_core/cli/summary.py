@@ -12,13 +12,14 @@ from ..data import Dataset
 from ..data.report_text import printable, short
 from ..keys import is_text
 from ..metadata import rank_summary
+from ..presets import preset_text
 from ..runlog import log_path
 from ..session import Outcome
 from ..train import Run
 from .base import describe_device
 from .store import CountedStore
 
-__all__ = ["at_most", "left", "remarks", "starting", "summary"]
+__all__ = ["at_most", "left", "preset_lines", "remarks", "starting", "summary"]
 
 MOST_LINES = 10
 
@@ -54,6 +55,13 @@ def starting(file: str, run: Run) -> list[str]:
         return []
     rest = f"; {len(run.trainable.carried)} of its layers stay as they are" if run.trainable.carried else ""
     return [f"start:      {Path(file).resolve()}{rest}"]
+
+
+def preset_lines(goal: str, run: Run, dataset: Dataset) -> list[str]:
+    """What the preset comes to, where there is one."""
+    if not goal:
+        return []
+    return [f"preset:     {preset_text(goal, run.denoiser.architecture, dataset.epoch_size, run.config)}"]
 
 
 def left(outcome: Outcome, output: Path) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from ..adapter import TriLoRA
 from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
+from ..backend_diffusers_apply import architecture_of
 from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
@@ -22,6 +23,7 @@ from ..monitor import Measure, split
 from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
+from ..spectrum import Spectrum
 from ..train import Previewer, Run, Step, TrainingDiverged, targets_of
 from .base import choose_device, load_base, own_resolution
 from .options import add_config
@@ -31,9 +33,11 @@ from .processes import ALONE, Crew, averaged_gradients, follow, join
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
 from .store import CountedStore, open_store
-from .summary import left, starting, summary
+from .summary import left, preset_lines, starting, summary
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
+
+_GUIDANCE = 7.5  # of previews, usual for SD 1.5 and SDXL
 
 USAGE = "--model PATH --data DIR --output NAME.safetensors [options]"
 EXAMPLES = """\
@@ -45,6 +49,7 @@ examples:
       --trigger-word "sks dog" --prior-prompt "a dog" --prior-count 200
   python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --steps 3000 \\
       --validation-share 0.1 --keep-best --preview-every 250 --preview-prompts "a cat, my style" "a red car"
+  python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --preset style
   python -m trilora_core train --config run.toml --steps 2000
 
 A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
@@ -115,10 +120,12 @@ def _train(
     dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start)
+    config = options.settled(architecture_of(pipe), dataset.epoch_size)
+    prepared = prepare(pipe, dataset, config, device, crew, prior, start)
     if crew.leads:
         told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
-        print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
+        chosen = preset_lines(options.preset, prepared, dataset)
+        print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
     done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
     found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
     with averaged_gradients(prepared, crew):
@@ -149,7 +156,12 @@ def _divide(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | N
 
 
 def _previewer(pipe: Any, config: TrainConfig, resolution: int) -> Previewer | None:
-    return DiffusersPreviewer(pipe, resolution=resolution) if config.monitor.preview_every else None
+    watch = config.monitor
+    if not watch.preview_every:
+        return None
+    guidance = watch.preview_cfg or _GUIDANCE
+    side = watch.preview_resolution or resolution
+    return DiffusersPreviewer(pipe, steps=watch.preview_steps, guidance=guidance, resolution=side)
 
 
 def _measure(prepared: Run, crew: Crew) -> Estimate:
@@ -276,7 +288,10 @@ def _listeners(bar: Any) -> Listeners:
     def problem(text: str) -> None:
         bar.write(f"warning: {text}", file=sys.stderr)
 
-    return Listeners(measured, drawn, problem)
+    def looked(spectrum: Spectrum) -> None:
+        bar.write(f"step {spectrum.step}: effective rank {spectrum.effective_rank:.3g}, norm {spectrum.norm:.3g}")
+
+    return Listeners(measured, drawn, problem, looked)
 
 
 def _where(run: Run, kept: list[Path]) -> str:

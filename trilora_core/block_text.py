@@ -6,6 +6,7 @@ of the presets are those of sd-webui-lora-block-weight.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +19,10 @@ _ALIASES = {"BASE": "TE", "M": "MID", "D": "DOUBLE", "S": "SINGLE", "J": "JOINT"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _EVERYWHERE = {"ALL": "*:1", "NONE": "*:0", "ALL0.5": "*:0.5"}
 # Shallow and deep blocks on the way in, deep and shallow ones on the way out.
-_HALVES = {"sd15": ("IN00-04", "IN05-11", "OUT00-06", "OUT07-11"), "sdxl": ("IN00-05", "IN06-08", "OUT00-02", "OUT03-08")}
+_HALVES = {
+    "sd15": ("IN00-04", "IN05-11", "OUT00-06", "OUT07-11"),
+    "sdxl": ("IN00-05", "IN06-08", "OUT00-02", "OUT03-08"),
+}
 
 
 def _parts(architecture: str) -> dict[str, str]:
@@ -74,34 +78,31 @@ class _Text:
             return self._read_list(strengths)
         while self._at < len(self._text):
             self._read_entry(strengths)
-            if self._at < len(self._text) and not self._take(r"\s*(?:[,;\n]\s*)+|\s+$"):
-                raise self._wrong("a comma or the end")
+            self._end_entry(r"\s*(?:[,;\n]\s*)+")
 
     def _read_entry(self, strengths: dict[Block, float]) -> None:
-        start = self._at
-        if name := self._take(r"[A-Za-z]+(?:0\.5)?(?=\s*(?:[,;\n]|$))"):
-            where = f"blocks, character {start + 1}: the preset"
-            inner = _Text(_preset(name.upper(), self._architecture, where), self._architecture, self._known)
-            return inner.read(strengths)
+        name = re.match(r"([A-Za-z]+(?:0\.5)?)\s*(?:[,;\n]|$)", self._text[self._at :])
+        if name and self._group(name[1]) is None:
+            where = f"blocks, character {self._at + 1}: the preset"
+            inner = _preset(name[1].upper(), self._architecture, where)
+            self._at += len(name[1])
+            return _Text(inner, self._architecture, self._known).read(strengths)
         chosen = self._read_blocks()
         if not self._take(r"\s*:\s*"):
             raise self._wrong("a colon and a strength, such as :0.5")
-        number = self._take(_NUMBER)
-        if not number:
-            raise self._wrong("a number, such as 0.5")
-        strengths.update(dict.fromkeys(chosen, float(number)))
+        strengths.update(dict.fromkeys(chosen, self._read_strength("a number, such as 0.5")))
 
     def _read_blocks(self) -> Iterable[Block]:
         """`*`, a group, one of its blocks, or some of them in a row."""
         if self._take(r"\*"):
             return self._known
         start = self._at
-        name = self._take(r"[A-Za-z]+").upper()
-        group = _ALIASES.get(name, name)
-        numbers = {block.number for block in self._known if block.group == group}
-        if not numbers:
+        name = self._take(r"[A-Za-z]+")
+        group = self._group(name)
+        if group is None:
             self._at = start
             raise self._wrong(f"one of {self._groups()}")
+        numbers = {block.number for block in self._known if block.group == group}
         if numbers == {None}:
             self._take(r"0+(?!\d)")  # M00
             return [Block(group)]
@@ -113,7 +114,7 @@ class _Text:
             return [Block(group, first)]
         self._take(rf"(?i:{name})\s*")  # IN04-IN08
         last = self._read_number(group, numbers)
-        return [Block(group, number) for number in sorted({*numbers} & {*range(first, last + 1)})]
+        return [Block(group, number) for number in range(first, last + 1) if number in numbers]
 
     def _read_number(self, group: str, numbers: set[int | None]) -> int:
         start = self._at
@@ -127,18 +128,33 @@ class _Text:
         lists = {len(names): names for names in LISTS.get(self._architecture, ())}
         numbers: list[float] = []
         while self._at < len(self._text):
-            number = self._take(_NUMBER)
-            if not number:
-                raise self._wrong("a number: a list of numbers stands alone")
-            numbers.append(float(number))
-            if self._at < len(self._text) and not self._take(r"[\s,;]+"):
-                raise self._wrong("a comma or the end")
+            numbers.append(self._read_strength("a number: a list of numbers stands alone"))
+            self._end_entry(r"[\s,;]+")
         if len(numbers) not in lists:
             wanted = " or ".join(map(str, lists)) + " numbers" if lists else "names, such as *:0.5"
             raise InputError(f"blocks holds {len(numbers)} numbers; wanted {wanted} for {self._architecture or 'this'}")
         strengths.update({block: 0.0 for block in strengths if block != REST})
         for blocks, value in zip(lists[len(numbers)], numbers, strict=True):
             strengths.update({block: value for block in blocks if block in strengths})
+
+    def _read_strength(self, expected: str) -> float:
+        start = self._at
+        text = self._take(_NUMBER)
+        if not text or not math.isfinite(float(text)):
+            self._at = start
+            raise self._wrong("a finite number" if text else expected)
+        return float(text)
+
+    def _end_entry(self, separator: str) -> None:
+        if self._at < len(self._text) and not self._take(separator):
+            self._take(r"\s+")
+            if self._at < len(self._text):
+                raise self._wrong("a comma or the end")
+
+    def _group(self, name: str) -> str | None:
+        """The group that a name stands for, None where the model has no such."""
+        group = _ALIASES.get(name.upper(), name.upper())
+        return group if any(block.group == group for block in self._known) else None
 
     def _take(self, pattern: str) -> str:
         """What matches here, which is then behind; "" when nothing does."""

@@ -56,9 +56,10 @@ class Shape:
 def shape(adapter: Adapter, how: Shape) -> Adapter:
     """Give the shaped adapter; layers of strength 0 are left out, so that it may have none.
 
-    ΔW of a layer becomes w · U f(S) V^T: f keeps the first k of S, k the smaller of keep_rank and of the rank that holds
-    keep_energy of the trained energy; then s -> s_1 (s / s_1)^tone, which holds the largest one; then, with normalize, a
-    factor that restores ‖ΔW‖_F. w is the strength of the layer's block. What is not changed is shared with `adapter`.
+    ΔW of a layer becomes w · U f(S) V^T. f keeps the first k of S, k the smaller of keep_rank and of the rank that
+    holds keep_energy of the trained energy; then s -> s_1 (s / s_1)^tone, which holds the largest one; then, with
+    normalize, a factor that restores ‖ΔW‖_F. w is the strength of the layer's block. What is not changed is shared
+    with `adapter`.
     Raises InputError for a keep_rank above the adapter's highest rank and for a text of blocks that cannot be read.
     """
     check_rank(adapter, how.keep_rank, "keep_rank")

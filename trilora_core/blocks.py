@@ -107,7 +107,8 @@ _BLOCKS: dict[str, tuple[Block, ...]] = {
 def blocks_of(architecture: str, stems: Iterable[str] = ()) -> tuple[Block, ...]:
     """Every block that an architecture has in its largest model, those of `stems`, and REST; each once, in order."""
     found = (block_of(stem, architecture) for stem in stems)
-    return tuple(dict.fromkeys((*_BLOCKS.get(architecture, ()), *found, REST)))
+    blocks = dict.fromkeys((*_BLOCKS.get(architecture, ()), *found))
+    return (*(block for block in blocks if block != REST), REST)
 
 
 _TEXT = (Block("TE", 1), Block("TE", 2), Block("TE", 3))

@@ -6,9 +6,11 @@ claimed to be better than a scalar strength: at equal drift from the base model 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .block_text import PRESETS, read_blocks
@@ -17,7 +19,7 @@ from .checks import flag, number, one_of, whole
 from .errors import InputError
 from .fileformat import Adapter, Layer
 from .metadata import architecture_of
-from .spectral import SVD, energy, rank_holding, true_rank
+from .spectral import SVD
 
 __all__ = ["Shape", "band", "highest_rank", "shape"]
 
@@ -66,7 +68,7 @@ def shape(adapter: Adapter, how: Shape) -> Adapter:
     strengths = _strengths(adapter, how)
     layers = {stem: layer for stem, layer in adapter.layers.items() if strengths.get(stem, 1.0) != 0.0}
     if how.spectral:
-        layers = {stem: replace(layer, svd=_bent(layer.svd, how)) for stem, layer in layers.items()}
+        layers = _bent(layers, how)
     changed = {stem: _scaled(layers[stem], strengths[stem]) for stem in layers if strengths.get(stem, 1.0) != 1.0}
     return Adapter({stem: changed.get(stem, layer) for stem, layer in layers.items()}, adapter.metadata)
 
@@ -77,7 +79,7 @@ def band(adapter: Adapter, first: int, last: int) -> Adapter:
     Bands that adjoin add up to the whole exactly: U[:, a:b] S[a:b] V[a:b] of each layer.
     """
     layers = {
-        stem: replace(layer, svd=SVD(svd.u[:, first:last], svd.s[first:last], svd.vh[first:last]))
+        stem: Layer(SVD(svd.u[:, first:last], svd.s[first:last], svd.vh[first:last]), layer.kernel)
         for stem, layer in adapter.layers.items()
         if (svd := layer.svd).s.numel() > first
     }
@@ -106,33 +108,44 @@ def _strengths(adapter: Adapter, how: Shape) -> Mapping[str, float]:
     return {stem: found[block_of(stem, architecture)] for stem in adapter.layers}
 
 
-def _bent(svd: SVD, how: Shape) -> SVD:
-    kept = svd.s.numel()
-    if how.keep_rank:
-        kept = min(kept, how.keep_rank)
-    if how.keep_energy < 1.0:
-        kept = min(kept, rank_holding(svd.s, how.keep_energy, energy(svd.s)))
-    s = svd.s[:kept]
-    if how.tone != 1.0 and bool(s[:1].any()):
-        s = _toned(svd, s, how.tone)
-    if how.normalize:
-        before, after = energy(svd.s), energy(s)
-        if float(after) > 0:
-            s = (s.double() * (before / after).sqrt()).to(s.dtype)
-    return SVD(svd.u[:, :kept], s, svd.vh[:kept])
+def _bent(layers: Mapping[str, Layer], how: Shape) -> dict[str, Layer]:
+    """Every layer with its new spectrum; those of equal rank together, for a thousand small tensors take their time."""
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for stem, layer in layers.items():
+        groups[layer.svd.s.numel()].append(stem)
+    found: dict[str, Layer] = {}
+    for stems in groups.values():
+        svds = [layers[stem].svd for stem in stems]
+        floors = [torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1]) for svd in svds]
+        s, kept = _spectra(torch.stack([svd.s.detach() for svd in svds]), torch.tensor(floors).double(), how)
+        for stem, svd, values, k in zip(stems, svds, s.unbind(), kept, strict=True):
+            found[stem] = Layer(SVD(svd.u[:, :k], values[:k], svd.vh[:k]), layers[stem].kernel)
+    return {stem: found[stem] for stem in layers}
 
 
-def _toned(svd: SVD, s: Tensor, tone: float) -> Tensor:
-    """s_1 · (s / s_1)^tone in float64; what is only rounding of zero stays as it is, else a low tone would raise it."""
+def _spectra(s: Tensor, floors: Tensor, how: Shape) -> tuple[Tensor, list[int]]:
+    """The spectra s (layers, k) after cut, tone and normalize, and how many values of each are kept.
+
+    Values below floors · s_1 are rounding of zero, which a low tone would raise: they stay as they are.
+    """
     wide = s.double()
-    bent = wide[0] * (wide / wide[0]).pow(tone)
-    real = true_rank(svd)
-    bent[real:] = wide[real:]
-    return bent.to(s.dtype)
+    held = wide.square().cumsum(-1)
+    kept = torch.full(s.shape[:1], min(how.keep_rank, s.shape[1]) if how.keep_rank else s.shape[1])
+    if how.keep_energy < 1.0:
+        enough = (held < how.keep_energy * held[:, -1:]).sum(-1) + 1
+        kept = torch.minimum(kept, enough)
+    first = wide[:, :1]
+    share = wide / torch.where(first > 0, first, 1.0)
+    bent = torch.where(share > floors.unsqueeze(1), first * share.pow(how.tone), wide)
+    bent = bent * (torch.arange(s.shape[1]) < kept.unsqueeze(1))
+    if how.normalize:
+        after = bent.square().sum(-1)
+        bent = bent * torch.where(after > 0, held[:, -1] / torch.where(after > 0, after, 1.0), 1.0).sqrt().unsqueeze(1)
+    return bent.to(s.dtype), kept.tolist()
 
 
 def _scaled(layer: Layer, strength: float) -> Layer:
     """strength · ΔW in canonical form: singular values stay above zero, a sign goes to u."""
     svd = layer.svd
     u = -svd.u if strength < 0 else svd.u
-    return replace(layer, svd=SVD(u, svd.s * abs(strength), svd.vh))
+    return Layer(SVD(u, svd.s * abs(strength), svd.vh), layer.kernel)

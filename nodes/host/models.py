@@ -166,7 +166,7 @@ def patches(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     for injections in patcher.injections.values():  # their names are random
         for injection in injections:
             for part in getattr(injection, "parts", ()):
-                yield from ((f"injected|{part.path}|{part.rows}", tensor) for tensor in (part.up, part.down))
+                yield from ((f"injected|{part.path}|{part.rows}", each) for each in (part.up, part.gain, part.down))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

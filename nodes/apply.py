@@ -9,6 +9,8 @@ from comfy_api.latest import io
 from ..trilora_core.block_text import PRESETS
 from ..trilora_core.fileformat import Adapter
 from ..trilora_core.shaping import Shape, shape
+from .host.base import other_base
+from .host.events import announce
 from .host.patching import apply
 from .sockets import CATEGORY, AdapterSocket
 
@@ -59,6 +61,7 @@ class ApplyTriLoRA(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The model with the adapter on it."),
                 io.Clip.Output(display_name="clip", tooltip="The clip with the adapter on it, if one was connected."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -77,9 +80,11 @@ class ApplyTriLoRA(io.ComfyNode):
         blocks: str = "",
     ) -> io.NodeOutput:
         """Patch clones with the shaped adapter, and say what was applied."""
-        how = Shape(keep_rank, keep_energy, tone, normalize, block_preset, blocks)
-        shaped = shape(trilora, how)
-        return io.NodeOutput(*apply(shaped, model, strength, clip, strength_clip))
+        shaped = shape(trilora, Shape(keep_rank, keep_energy, tone, normalize, block_preset, blocks))
+        patched = apply(shaped, model, strength, clip, strength_clip)
+        problem = other_base(trilora, model)
+        announce(cls.hidden.unique_id, f"{len(shaped.layers)} layers at {strength:g}", [problem] if problem else [])
+        return io.NodeOutput(*patched)
 
 
 def shape_inputs() -> list[io.Input]:

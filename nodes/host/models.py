@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ...trilora_core.layers import DEFAULT, choose, kinds_of
 
 __all__ = [
     "Architecture",
+    "bare_fingerprint",
     "base_name",
     "blocks",
     "detect",
@@ -143,11 +145,31 @@ def fingerprint(patcher: Any) -> str:
 
     Samples of the values, the same on any device.
     """
-    weights = [(stem, target.module.weight if target.weight is None else target.weight)
-               for stem, target in targets(patcher).items()]  # fmt: skip
-    sampling = patcher.get_model_object("model_sampling")
-    kind = "|".join(base.__name__ for base in type(sampling).__mro__)
-    return fingerprint_modules([*weights, (kind, sampling.sigmas), *patches(patcher)])
+    return fingerprint_modules(
+        [*_attention(patcher), _schedule(patcher.get_model_object("model_sampling")), *patches(patcher)]
+    )
+
+
+_BARE: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def bare_fingerprint(patcher: Any) -> str:
+    """The fingerprint of the model as it was loaded, without what other nodes have put onto it; found once a model."""
+    if patcher.model not in _BARE:
+        sampling = patcher.model.model_sampling
+        _BARE[patcher.model] = fingerprint_modules([*_attention(patcher), _schedule(sampling)])
+    return _BARE[patcher.model]
+
+
+def _attention(patcher: Any) -> list[tuple[str, Any]]:
+    return [
+        (stem, target.module.weight if target.weight is None else target.weight)
+        for stem, target in targets(patcher).items()
+    ]
+
+
+def _schedule(sampling: Any) -> tuple[str, Any]:
+    return "|".join(base.__name__ for base in type(sampling).__mro__), sampling.sigmas
 
 
 def unpatched_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,16 @@ from ...trilora_core.fileformat import Adapter, Layer
 from ...trilora_core.keys import guess_architecture
 from . import runtime, saving
 
-__all__ = ["Match", "apply", "coarse", "host_patches", "matches_of_clip", "matches_of_model"]
+__all__ = [
+    "Match",
+    "apply",
+    "check_names",
+    "coarse",
+    "host_patches",
+    "is_of_text",
+    "matches_of_clip",
+    "matches_of_model",
+]
 
 TEXT_STEMS = ("lora_te", "text_encoder")
 SHOWN = 5  # names in a message
@@ -76,7 +85,7 @@ def apply(
         return model, clip
     unet = matches_of_model(adapter, model.model)
     text = {} if clip is None else matches_of_clip(adapter, clip.cond_stage_model)
-    _check_names(adapter, [*unet, *text], _kind(model.model), with_text=clip is not None)
+    check_names(adapter, [*unet, *text], _kind(model.model), with_text=clip is not None)
     if unet and strength != 0.0:
         model = model.clone()
         _patch(model, unet, strength)
@@ -158,10 +167,19 @@ def _part(match: Match, strength: float) -> runtime.Part:
     return runtime.Part(name.removesuffix(".weight"), u, s * strength, vh, rows)
 
 
-def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bool) -> None:
+def is_of_text(stem: str) -> bool:
+    """True for a layer of a text encoder, in any spelling that the host knows."""
+    return stem.startswith(TEXT_STEMS)
+
+
+def check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bool) -> None:
+    """Say which layers of the adapter were not found, InputError where none was.
+
+    `with_text`: whether layers of text encoders were looked for too.
+    """
     known = set(found)
     missing = [stem for stem in adapter.layers if stem not in known]
-    of_text = [stem for stem in missing if stem.startswith(TEXT_STEMS)]
+    of_text = [stem for stem in missing if is_of_text(stem)]
     if not found:
         advice = "use the base model that the adapter was trained for"
         if of_text and not with_text and len(of_text) == len(missing):
@@ -172,7 +190,7 @@ def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bo
         )
     if of_text and not with_text:
         log.info("TriLoRA: connect clip to use the text encoder's layers too: %s", _some(of_text))
-        missing = [stem for stem in missing if not stem.startswith(TEXT_STEMS)]
+        missing = [stem for stem in missing if not is_of_text(stem)]
     if missing:
         counts = f"{len(missing)} of {len(adapter.layers)} layers"
         log.warning("TriLoRA: %s are not in this %s and are left out: %s", counts, kind, _some(missing))

@@ -28,7 +28,9 @@ def other_base(adapter: Adapter, patcher: Any) -> str:
         known, title, same = "", type(patcher.model.model_config).__name__, False
     if same or (name == known and known != title):
         return ""
-    if name == known or not known:
+    if name == known:
+        return f"the adapter was trained on another {title} model than this one: it may look different here"
+    if not known:
         return f"the adapter was trained on {_quoted(name)}, not on this {title}: it may look different here"
     return f"the adapter was trained on {_quoted(name)}, this model is {_quoted(known)}: it may look different here"
 

@@ -113,7 +113,7 @@ class _Text:
         if not self._take(r"\s*-\s*"):
             return [Block(group, first)]
         self._take(rf"(?i:{name})\s*")  # IN04-IN08
-        last = self._read_number(group, numbers)
+        last = self._read_number(group, {number for number in numbers if number is not None and number >= first})
         return [Block(group, number) for number in range(first, last + 1) if number in numbers]
 
     def _read_number(self, group: str, numbers: set[int | None]) -> int:

@@ -64,7 +64,11 @@ def shape(adapter: Adapter, how: Shape) -> Adapter:
     with `adapter`.
     Raises InputError for a keep_rank above the adapter's highest rank and for a text of blocks that cannot be read.
     """
-    check_rank(adapter, how.keep_rank, "keep_rank")
+    most = highest_rank(adapter)
+    if how.keep_rank > most:
+        raise InputError(
+            f"keep_rank is {how.keep_rank}, but the adapter's highest rank is {most}; give 1 to {most}, or 0 for all"
+        )
     strengths = _strengths(adapter, how)
     layers = {stem: layer for stem, layer in adapter.layers.items() if strengths.get(stem, 1.0) != 0.0}
     if how.spectral:
@@ -89,13 +93,6 @@ def band(adapter: Adapter, first: int, last: int) -> Adapter:
 def highest_rank(adapter: Adapter) -> int:
     """The largest number of singular values that a layer has, 0 without layers."""
     return max((layer.svd.s.numel() for layer in adapter.layers.values()), default=0)
-
-
-def check_rank(adapter: Adapter, rank: int, name: str) -> None:
-    """Raise InputError for a rank that no layer has."""
-    most = highest_rank(adapter)
-    if rank > most:
-        raise InputError(f"{name} is {rank}, but the adapter's highest rank is {most}; give 1 to {most}, or 0 for all")
 
 
 def _strengths(adapter: Adapter, how: Shape) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ from .apply import ApplyTriLoRA
 from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
 from .dataset_options import TriLoRADatasetOptions
 from .files import LoadTriLoRA, SaveTriLoRA
+from .hook import TriLoRAHook
 from .host import routes
 from .layer_options import TriLoRALayerOptions
 from .merge import MergeTriLoRA
@@ -35,6 +36,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     SaveTriLoRA,
     LoadTriLoRA,
     ApplyTriLoRA,
+    TriLoRAHook,
     MergeTriLoRA,
 )
 

@@ -8,6 +8,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..trilora_core.fileformat import Adapter, read_adapter, write_adapter
+from ..trilora_core.metadata import describe
+from .host.events import announce
 from .host.paths import check_lora, lora_file, lora_files, lora_fingerprint, numbered_file
 from .sockets import CATEGORY, AdapterSocket
 
@@ -73,6 +75,7 @@ class LoadTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[AdapterSocket.Output(display_name="trilora", tooltip="To Apply, Merge or Save TriLoRA.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -87,5 +90,8 @@ class LoadTriLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        """Read the file."""
-        return io.NodeOutput(read_adapter(lora_file(lora_name)))
+        """Read the file, and say what it is for."""
+        adapter = read_adapter(lora_file(lora_name))
+        text = describe(adapter)
+        announce(cls.hidden.unique_id, text)
+        return io.NodeOutput(adapter, ui=ui.PreviewText(text))  # ui: a cached run sends no progress text

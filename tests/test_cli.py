@@ -29,7 +29,7 @@ OPTIONS = {
         --validate-every --patience --preview-every --preview-prompts --preview-seed --keep-adapters --keep-best
         --keep-state""",
     "apply": """--model --adapter --output --prompt --strength --seed --negative --steps --guidance --resolution
-        --device --base-dtype""",
+        --keep-rank --keep-energy --tone --normalize --block-preset --blocks --device --base-dtype""",
     "merge": "--weights --method --rank --dtype --output",
     "inspect": "--json --layers --plot",
     "demo": "--output --steps --seed",

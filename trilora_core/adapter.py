@@ -330,23 +330,15 @@ def _check_start(stem: str, branch: Branch, layer: Layer) -> None:
     given, wanted = (layer.svd.u.shape[0], layer.svd.vh.shape[1]), (branch.up.shape[0], branch.down.shape[1])
     if given != wanted:
         raise InputError(f"start_from: {stem} is for a weight of shape {given}, the model's is {wanted}")
-    rank = _true_rank(layer.svd)
+    rank = spectral.true_rank(layer.svd)
     if rank > branch.sigma.shape[0]:
         raise InputError(
             f"start_from: {stem} has rank {rank}, this run {branch.sigma.shape[0]}; set rank to {rank} or more"
         )
 
 
-def _true_rank(svd: spectral.SVD) -> int:
-    """How many singular values are more than rounding, as numpy.linalg.matrix_rank counts them."""
-    if not svd.s.numel():
-        return 0
-    floor = svd.s[0] * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
-    return int((svd.s > floor).sum())
-
-
 def _load_start(branch: Branch, svd: spectral.SVD) -> None:
-    count = _true_rank(svd)
+    count = spectral.true_rank(svd)
     length = svd.vh.shape[1] ** 0.5 / branch.sigma.shape[0]  # that of a Gaussian row with standard deviation 1/r
     gain = branch.sigma[:count] * branch.scale * length
     branch.down[:count] = svd.vh[:count].to(branch.down) * length

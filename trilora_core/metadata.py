@@ -29,6 +29,7 @@ __all__ = [
     "architecture_of",
     "base_model",
     "dataset_metadata",
+    "describe",
     "rank_summary",
     "training_metadata",
     "trigger_words",
@@ -220,3 +221,11 @@ def rank_summary(adapter: Adapter) -> RankSummary:
     ranks = [s.shape[-1] for s in values]
     effective = sum(float(effective_rank(s)) for s in values) / len(values)
     return RankSummary(len(values), min(ranks), max(ranks), effective)
+
+
+def describe(adapter: Adapter) -> str:
+    """Three lines for people: base model, ranks, trigger words; raises InputError for an adapter without layers."""
+    architecture, base = architecture_of(adapter), base_model(adapter)
+    told = f"{base} ({architecture})" if base and architecture else base or architecture or "not said"
+    words = ", ".join(trigger_words(adapter)) or "none named"
+    return f"base model: {told}\n{rank_summary(adapter)}\ntrigger words: {words}"

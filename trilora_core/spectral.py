@@ -29,9 +29,11 @@ __all__ = [
     "energy",
     "overlap",
     "rank_for_energy",
+    "rank_holding",
     "singular_values",
     "singular_values_many",
     "top_singular_values",
+    "true_rank",
 ]
 
 _BATCH_NUMBERS = 1 << 24  # numbers of up and down that canonical_many stacks at once: 64 MiB in float32
@@ -132,7 +134,7 @@ def cut_energy(svd: SVD, share: float) -> tuple[SVD, Tensor]:
     As cut_rank, with the energy discarded.
     """
     _check_share(share)
-    return cut_rank(svd, _rank_holding(svd.s, share, energy(svd.s)))
+    return cut_rank(svd, rank_holding(svd.s, share, energy(svd.s)))
 
 
 def cut_threshold(svd: SVD, value: float) -> tuple[SVD, Tensor]:
@@ -166,6 +168,20 @@ def effective_rank(s: Tensor) -> Tensor:
     share = wide / torch.where(total > 0, total, torch.ones_like(total))
     entropy = -torch.xlogy(share, share).sum(-1)
     return torch.where(total.squeeze(-1) > 0, entropy.exp(), torch.zeros_like(entropy))
+
+
+def rank_holding(s: Tensor, share: float, total: Tensor) -> int:
+    """The smallest count of leading values of s (k,) that hold `share` of the energy `total`, between 1 and k."""
+    held = _wide(s).square().cumsum(-1)
+    return min(int((held < share * total).sum()) + 1, s.numel())
+
+
+def true_rank(svd: SVD) -> int:
+    """How many singular values of one layer are more than rounding, as numpy.linalg.matrix_rank counts them."""
+    if not svd.s.numel():
+        return 0
+    floor = svd.s[0] * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
+    return int((svd.s > floor).sum())
 
 
 def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> float:
@@ -259,7 +275,7 @@ def rank_for_energy(weight: Tensor, share: float, cap: int) -> int:
     values = top_singular_values(weight, cap)
     if values.ndim != 1:
         raise InputError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
-    return _rank_holding(values, share, energy(weight.flatten()))
+    return rank_holding(values, share, energy(weight.flatten()))
 
 
 def _krylov_values(work: Tensor, block: int) -> Tensor:
@@ -368,16 +384,9 @@ def _check_share(share: float) -> None:
         raise InputError(f"energy share is {share}: it must be above 0 and at most 1, such as 0.95")
 
 
-def _rank_holding(s: Tensor, share: float, total: Tensor) -> int:
-    """The smallest count of leading values of s (k,) that hold `share` of the energy `total`, between 1 and k."""
-    held = _wide(s).square().cumsum(-1)
-    return min(int((held < share * total).sum()) + 1, s.numel())
-
-
 def _nonzero(svd: SVD) -> SVD:
     """In float64, without directions whose singular value is rounding error: any orthonormal vector may stand there."""
-    floor = svd.s.amax() * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
-    count = int((svd.s > floor).sum())
+    count = true_rank(svd)
     return SVD(_wide(svd.u[:, :count]), _wide(svd.s[:count]), _wide(svd.vh[:count]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ...trilora_core.layers import DEFAULT, choose, kinds_of
 
 __all__ = [
     "Architecture",
+    "bare_fingerprint",
     "base_name",
     "blocks",
     "detect",
@@ -154,9 +156,23 @@ def fingerprint(patcher: Any) -> str:
     Samples of the values, the same on any device.
     """
     detect(patcher.model)
-    sampling = patcher.get_model_object("model_sampling")
-    kind = "|".join(base.__name__ for base in type(sampling).__mro__)
-    return fingerprint_modules([*unpatched_weights(patcher), (kind, sampling.sigmas), *patches(patcher)])
+    schedule = _schedule(patcher.get_model_object("model_sampling"))
+    return fingerprint_modules([*unpatched_weights(patcher), schedule, *patches(patcher)])
+
+
+_BARE: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def bare_fingerprint(patcher: Any) -> str:
+    """The fingerprint of the model as it was loaded, without what other nodes have put onto it; found once a model."""
+    if patcher.model not in _BARE:
+        schedule = _schedule(patcher.model.model_sampling)
+        _BARE[patcher.model] = fingerprint_modules([*unpatched_weights(patcher), schedule])
+    return _BARE[patcher.model]
+
+
+def _schedule(sampling: Any) -> tuple[str, Any]:
+    return "|".join(base.__name__ for base in type(sampling).__mro__), sampling.sigmas
 
 
 def unpatched_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
@@ -175,7 +191,7 @@ def patches(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     for injections in patcher.injections.values():  # their names are random
         for injection in injections:
             for part in getattr(injection, "parts", ()):
-                yield from ((f"injected|{part.path}|{part.rows}", tensor) for tensor in (part.up, part.down))
+                yield from ((f"injected|{part.path}|{part.rows}", each) for each in (part.up, part.gain, part.down))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -102,7 +102,14 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], []),
     "LoadTriLoRA": (["lora_name"], []),
-    "ApplyTriLoRA": (["model", "trilora", "strength"], ["clip", "strength_clip"]),
+    "ApplyTriLoRA": (
+        ["model", "trilora", "strength"],
+        ["clip", "strength_clip", "keep_rank", "keep_energy", "tone", "normalize", "block_preset", "blocks"],
+    ),
+    "TriLoRAHook": (
+        ["trilora", "strength"],
+        ["strength_end", "curve", "keyframe_count", "ranks", "strength_clip", "keyframes"],
+    ),
     "MergeTriLoRA": (["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"], []),
 }
 OUTPUTS = {
@@ -120,6 +127,7 @@ OUTPUTS = {
     "SaveTriLoRA": [],
     "LoadTriLoRA": ["trilora"],
     "ApplyTriLoRA": ["model", "clip"],
+    "TriLoRAHook": ["hooks"],
     "MergeTriLoRA": ["trilora"],
 }
 OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyTriLoRA
+from .calibrate import TriLoRACalibrate
 from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
 from .dataset_options import TriLoRADatasetOptions
 from .files import LoadTriLoRA, SaveTriLoRA
@@ -32,6 +33,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TriLoRAOptimizerOptions,
     TriLoRALayerOptions,
     TriLoRAMonitorOptions,
+    TriLoRACalibrate,
     TrainTriLoRA,
     SaveTriLoRA,
     LoadTriLoRA,

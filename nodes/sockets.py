@@ -14,6 +14,7 @@ __all__ = [
     "CACHES",
     "CATEGORY",
     "AdapterSocket",
+    "CalibrationSocket",
     "DataOptions",
     "DataOptionsSocket",
     "DatasetSocket",
@@ -25,6 +26,7 @@ CATEGORY = "TriLoRA"
 CACHES = ("disk", "memory")
 
 AdapterSocket = io.Custom("TRILORA")  # carries trilora_core.fileformat.Adapter
+CalibrationSocket = io.Custom("TRILORA_CALIBRATION")  # carries trilora_core.calibration.Calibration
 DatasetSocket = io.Custom("TRILORA_DATASET")  # carries DatasetValue
 DataOptionsSocket = io.Custom("TRILORA_DATA_OPTIONS")  # carries DataOptions
 OptionsSocket = io.Custom("TRILORA_OPTIONS")  # carries trilora_core.config.TrainConfig

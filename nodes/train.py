@@ -7,11 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..trilora_core.calibration import Calibration
 from ..trilora_core.config import TrainConfig
 from ..trilora_core.fileformat import Adapter
 from .host.patching import apply
 from .host.run import train_in_host
-from .sockets import CATEGORY, AdapterSocket, DatasetSocket, DatasetValue, OptionsSocket
+from .sockets import CATEGORY, AdapterSocket, CalibrationSocket, DatasetSocket, DatasetValue, OptionsSocket
 
 __all__ = ["TrainTriLoRA"]
 
@@ -93,6 +94,12 @@ class TrainTriLoRA(io.ComfyNode):
                     tooltip="Pictures of the class that a subject belongs to, from TriLoRA Prior Pictures or a "
                     "TriLoRA Dataset node: they keep the model's idea of it. Their weight is in the options.",
                 ),
+                CalibrationSocket.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="From TriLoRA Calibrate, with the same model and data set. Needed where init of the "
+                    "options is contrast, and used only there.",
+                ),
             ],
             outputs=[
                 AdapterSocket.Output(display_name="trilora", tooltip="The trained adapter, as it lies in its file."),
@@ -123,6 +130,7 @@ class TrainTriLoRA(io.ComfyNode):
         options: TrainConfig | None = None,
         start_from: Adapter | None = None,
         prior: DatasetValue | None = None,
+        calibration: Calibration | None = None,
     ) -> io.NodeOutput:
         """Train, or read the finished run."""
         config = _configured(options or TrainConfig(), rank, steps, learning_rate, batch_size, seed)
@@ -137,6 +145,7 @@ class TrainTriLoRA(io.ComfyNode):
             node_id=cls.hidden.unique_id,
             clip=dataset.clip,
             vae=dataset.vae,
+            calibration=calibration,
         )
         trained, clip = apply(outcome.adapter, model, 1.0, dataset.clip)
         return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, clip, ui=ui.PreviewText(text))

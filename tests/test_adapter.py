@@ -35,7 +35,7 @@ def branch_delta(branch) -> torch.Tensor:
     return (branch.up @ branch.gained_down()).detach()
 
 
-@pytest.mark.parametrize("init", sorted(SIGMA_INITS))
+@pytest.mark.parametrize("init", sorted(SIGMA_INITS.keys() - {"contrast"}))
 def test_inits_of_sigma_against_a_dense_svd(init):
     torch.manual_seed(0)
     weight = torch.randn(40, 24, dtype=torch.float64) * torch.linspace(2, 0.1, 24, dtype=torch.float64)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import spectral
+from .calibration import Calibration
 from .config import AdapterConfig, parse_rank
 from .errors import InputError
 from .fileformat import Layer
@@ -131,6 +132,7 @@ SIGMA_INITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "svd-max": _svd_max,
     "svd-fro": _svd_fro,
     "ones": _ones,
+    "contrast": _svd_mean,  # only `down` differs from the default: eigenvalues as Σ measurably add nothing
 }
 
 
@@ -148,18 +150,29 @@ class TriLoRA:
 
     @classmethod
     def create(
-        cls, targets: Mapping[str, Target], config: AdapterConfig, *, seed: int, data_hash: str, device: Any = None
+        cls,
+        targets: Mapping[str, Target],
+        config: AdapterConfig,
+        *,
+        seed: int,
+        data_hash: str,
+        device: Any = None,
+        calibration: Calibration | None = None,
     ) -> TriLoRA:
         """Start an adapter whose ΔW is zero: Gaussian `down` (std 1/r), zero `up`, Σ by name from W0.
 
         The random rows depend on (seed, layer name, data_hash): adapters that share them look 90% alike for no reason.
-        Raises InputError when there is nothing to adapt or a target cannot be.
+        The init "contrast" takes the rows from `calibration`; layers that it does not have start as with the others.
+        Raises InputError when there is nothing to adapt, a target cannot be, or the calibration is missing.
         """
         if not targets:
             raise InputError("the model has no layer to adapt; choose other target layers")
-        return cls(
-            {stem: _start(stem, target, config, seed, data_hash, device) for stem, target in targets.items()}, config
-        )
+        if config.init == "contrast" and calibration is None:
+            raise InputError('init is "contrast", which needs a calibration of this model and data set; make one')
+        branches = {stem: _start(stem, target, config, seed, data_hash, device) for stem, target in targets.items()}
+        if config.init == "contrast" and calibration is not None:
+            _set_apart(branches, calibration)
+        return cls(branches, config)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every factor as `stem.up`, `stem.sigma`, `stem.down`; a fixed Σ has requires_grad False."""
@@ -280,6 +293,20 @@ def _start(stem: str, target: Target, config: AdapterConfig, seed: int, data_has
         scale=1.0 if config.alpha is None else config.alpha / rank,
         kernel=target.kernel,
     )
+
+
+@torch.no_grad()
+def _set_apart(branches: Mapping[str, Branch], calibration: Calibration) -> None:
+    """Replace the random rows of `down` by the calibration's directions, at the length that random rows have."""
+    found = calibration.directions({stem: len(branch.sigma) for stem, branch in branches.items()})
+    for stem, rows in found.items():
+        down, rank = branches[stem].down, len(branches[stem].sigma)
+        if rows.shape[1] != down.shape[1]:
+            raise InputError(
+                f"the calibration has {rows.shape[1]} inputs for {stem}, this model's has {down.shape[1]}; calibrate it"
+            )
+        length = down.shape[1] ** 0.5 / rank  # that of a Gaussian row with standard deviation 1/r
+        down[: len(rows)] = rows.to(down) * length
 
 
 def _layer_rank(weight: Tensor, config: AdapterConfig) -> int:

@@ -91,6 +91,7 @@ def remove_leftovers(output: Path) -> None:
     """Delete the half-written files that a killed run left: of `output`, its state, adapters on the way, previews."""
     stem = glob.escape(output.stem)
     adapters = [f".{stem}{kind}.safetensors.*.part" for kind in ("", "_best", "_step_*", "_stopped_at_*")]
+    adapters.append(f".{stem}.calibration.safetensors.*.part")
     for pattern in (*adapters, f".{glob.escape(state_path(output).name)}.*.part", f"{stem}_previews/.*.part"):
         for part in output.parent.glob(pattern):
             part.unlink(missing_ok=True)

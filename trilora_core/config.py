@@ -24,6 +24,7 @@ __all__ = [
     "PRECISIONS",
     "SCHEDULES",
     "AdapterConfig",
+    "CalibrationConfig",
     "CaptionConfig",
     "DataConfig",
     "FramingConfig",
@@ -40,7 +41,7 @@ __all__ = [
     "to_json",
 ]
 
-INITS = ("svd-mean", "svd", "svd-max", "svd-fro", "ones")
+INITS = ("svd-mean", "svd", "svd-max", "svd-fro", "ones", "contrast")
 METHODS = ("trilora", "lora")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -76,7 +77,8 @@ class AdapterConfig:
 
     `init` names the start of Σ. `svd` (raw singular values, as in the paper) multiplies the effective learning rate
     of `up` by Σ, because Adam cancels the scale of a gradient but not that of the forward pass; `svd-mean` divides
-    them by their mean, which keeps the effective rate of LoRA.
+    them by their mean, which keeps the effective rate of LoRA. `contrast` starts Σ as `svd-mean` does and `down` with
+    directions that the data set uses and the rest of what the model draws does not, from a calibration.
     """
 
     rank: int | str = 16  # a number, or "energy:0.9": per layer the smallest rank that holds this share of W0's energy
@@ -288,6 +290,23 @@ class PriorConfig:
         whole("prior.seed", self.seed, 0)
         if self.count and not self.prompt.strip():
             raise InputError(f"prior.count is {self.count}, but prior.prompt is empty; say what to draw")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Where the calibration comes from that the init "contrast" starts with."""
+
+    make: bool = False  # make it, or take the one beside the adapter where that is the very one
+    file: str = ""  # or take this one
+    prompts: tuple[str, ...] = ()  # what the model should go on to draw as before; none: a broad built-in list
+
+    def __post_init__(self) -> None:
+        flag("calibration.make", self.make)
+        patterns("calibration.prompts", self.prompts)
+        if self.make and self.file:
+            raise InputError("calibration.make and calibration.file were both given; choose one")
+        if self.prompts and not self.make:
+            raise InputError("calibration.prompts does nothing without calibration.make; set it to true")
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def training_metadata(run: Run, *, started: float, finished: bool, name: str) ->
             "trilora.finished": "true" if finished else "false",
             "trilora.losses": " ".join(f"{loss:.6g}" for loss in run.losses),
         }
+        | ({"trilora.calibration_key": run.calibration_key} if run.calibration_key else {})
     )
 
 

@@ -102,6 +102,7 @@ class Run:
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
         self.on_gradients: Callable[[], None] | None = None  # once in each step, when all of its gradients are there
+        self.calibration_key = ""  # of the calibration that the adapter starts from, if any
         self._bad = 0
         self._stop = False
         self._device = adapter.trainable()[0].device
@@ -165,7 +166,7 @@ class Run:
     def fingerprint(self, *, with_steps: bool = True) -> str:
         """The hash of `run_fingerprint` for this run."""
         hashes = (data_hash(self.dataset, self.prior), self.denoiser.base_fingerprint, self.start_hash)
-        return run_fingerprint(self.config, *hashes, with_steps=with_steps)
+        return run_fingerprint(self.config, *hashes, self.calibration_key, with_steps=with_steps)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and values that JSON can hold."""
@@ -336,7 +337,13 @@ def data_hash(dataset: Dataset, prior: Dataset | None) -> str:
 
 
 def run_fingerprint(
-    config: TrainConfig, data_hash: str, base_fingerprint: str, start_hash: str = "", *, with_steps: bool = True
+    config: TrainConfig,
+    data_hash: str,
+    base_fingerprint: str,
+    start_hash: str = "",
+    calibration_key: str = "",
+    *,
+    with_steps: bool = True,
 ) -> str:
     """What the result of a run depends on, as a hash: options, data, base model, start; `steps` may be left out.
 
@@ -348,7 +355,8 @@ def run_fingerprint(
         del options["steps"]
     elif watch.patience or watch.keep_best:
         options["best"] = (watch.validate_every, watch.patience, watch.keep_best)
-    parts = (sorted(options.items()), data_hash, base_fingerprint, start_hash)
+    parts: tuple[object, ...] = (sorted(options.items()), data_hash, base_fingerprint, start_hash)
+    parts += (calibration_key,) if calibration_key else ()
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...trilora_core.calibration import SUFFIX as CALIBRATION
 from ...trilora_core.errors import InputError
 
 __all__ = [
@@ -79,8 +80,9 @@ def prior_folder(key: str) -> Path:
 
 
 def lora_files() -> list[str]:
-    """Names for the file widget: everything that the host lists below its loras folders."""
-    return folder_paths.get_filename_list("loras") or [NO_LORA]
+    """Names for the file widget: everything that the host lists below its loras folders, but calibrations."""
+    names = folder_paths.get_filename_list("loras")
+    return [name for name in names if not name.endswith(CALIBRATION)] or [NO_LORA]
 
 
 def lora_file(name: str) -> Path:

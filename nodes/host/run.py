@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 
 from ...trilora_core.adapter import TriLoRA
 from ...trilora_core.atomic import write_atomic
+from ...trilora_core.calibrate import check_calibration
+from ...trilora_core.calibration import Calibration
 from ...trilora_core.checkpoint import goes_on, state_path
 from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
@@ -43,6 +46,16 @@ GUIDANCE = {"flux": 1.0, "sd3": 4.5}  # of previews: what is usual; for the othe
 log = logging.getLogger("trilora")
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What an adapter starts from besides the options: another one, a calibration, or nothing."""
+
+    adapter: Adapter | None
+    hash: str
+    calibration: Calibration | None
+    calibration_key: str
+
+
 def train_in_host(
     model: Any,
     data: Dataset,
@@ -55,13 +68,15 @@ def train_in_host(
     node_id: str | None,
     clip: Any = None,
     vae: Any = None,
+    calibration: Calibration | None = None,
 ) -> tuple[Outcome, str]:
     """Train on the host's model and write loras/trilora/<name>.safetensors; the outcome and a sentence about it.
 
     A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
     passed on after what was trained has been saved; a stop that was asked for over the host's server ends the run and
     gives what it has learned. `clip` and `vae` are the data set's: they draw the previews, if any are wanted, and the
-    clip is trained along if the options say so. Raises InputError for what cannot be trained.
+    clip is trained along if the options say so; `calibration` is what the init "contrast" starts from. Raises
+    InputError for what cannot be trained.
     """
     held_out = None
     if config.monitor.validation_share:
@@ -69,7 +84,8 @@ def train_in_host(
     patcher = trainable_patcher(model)
     config = settled(planned(config, data), models.prediction_type(patcher))
     start_hash = "" if start_from is None else adapter_hash(start_from)
-    parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash)
+    key = _calibration_key(config, calibration)
+    parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash, key)
     output, finished = _place(name, run_fingerprint(*parts))
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
@@ -81,11 +97,24 @@ def train_in_host(
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
     with training(patcher, None if text_encoder is None else text_encoder.patcher):
-        run = _prepare(HostDenoiser(patcher), data, prior, config, start_from, start_hash, text_encoder)
+        start = _Start(start_from, start_hash, calibration if key else None, key)
+        run = _prepare(HostDenoiser(patcher), data, prior, config, start, text_encoder)
         with running(run, node_id):
             memory = _measure(run, report)
             outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
     return outcome, _said(node_id, _summed_up(outcome, output, config))
+
+
+def _calibration_key(config: TrainConfig, calibration: Calibration | None) -> str:
+    """What the start depends on besides the options; "" where they want no calibration."""
+    if config.adapter.init != "contrast":
+        return ""
+    if calibration is None:
+        raise InputError(
+            "init of the options is contrast, and calibration is not connected; connect TriLoRA Calibrate, or choose"
+            " another init"
+        )
+    return calibration.facts.key
 
 
 def _previewer(
@@ -154,21 +183,24 @@ def _prepare(
     data: Dataset,
     prior: Dataset | None,
     config: TrainConfig,
-    start_from: Adapter | None,
-    start_hash: str,
+    start: _Start,
     text_encoder: HostTextEncoder | None,
 ) -> Run:
+    targets = targets_of(config, denoiser, text_encoder)
+    if start.calibration is not None:
+        check_calibration(start.calibration, denoiser, data, targets)
     adapter = TriLoRA.create(
-        targets_of(config, denoiser, text_encoder),
+        targets,
         config.adapter,
         seed=config.seed,
         data_hash=data.content_hash,  # a start alike with and without prior pictures, as on the command line
         device=denoiser.device,
+        calibration=start.calibration,
     )
-    if start_from is not None:
-        adapter.start_from(start_from.layers)
+    if start.adapter is not None:
+        adapter.start_from(start.adapter.layers)
     run = Run(config, denoiser, data, adapter, prior, text_encoder)
-    run.start_hash = start_hash
+    run.start_hash, run.calibration_key = start.hash, start.calibration_key
     count = sum(parameter.numel() for parameter in adapter.trainable())
     of_text = sum(map(is_text, adapter.branches))
     beside_model = f" ({of_text} of the text encoder)" if of_text else ""

@@ -47,7 +47,8 @@ def _add_shape(parser: OneLineParser) -> None:
         "--init",
         "adapter.init",
         f"start of Σ from the singular values of the weight (default: {adapter.init}); svd, the paper's raw values,"
-        " multiplies the effective learning rate by them: lower --lr with it",
+        " multiplies the effective learning rate by them: lower --lr with it; contrast needs a calibration and starts"
+        " down with what sets your pictures apart, so that less of the base is disturbed",
         choices=INITS,
     )
     option(

@@ -15,19 +15,19 @@ from ..config import DataConfig, PriorConfig
 from ..data import Dataset, Progress, Store, load_folder, survey_folder
 from ..data.prior import ensure_prior
 
-__all__ = ["draw_prior", "encode", "prior_data", "progress_bar", "survey"]
+__all__ = ["draw_prior", "encode", "prior_data", "progress_bar", "reported", "survey"]
 
 
 def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
     """Read the folder and encode those of its pictures and captions that the store lacks, with a progress bar."""
     # finding everything in the store takes no time that needs a bar
-    with _reported("encoding", "item", silent, delay=1.0) as progress:
+    with reported("encoding", "item", silent, delay=1.0) as progress:
         return load_folder(data, DiffusersEncoder(pipe), store, progress)
 
 
 def survey(data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
     """Read the folder without encoding anything, with a progress bar."""
-    with _reported("reading", "picture", silent, delay=1.0) as progress:
+    with reported("reading", "picture", silent, delay=1.0) as progress:
         # what is found counts once here, and again when it is encoded, which it is not
         return survey_folder(data, store, progress and (lambda done, total: progress(done, total // 2)))
 
@@ -35,7 +35,7 @@ def survey(data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:
 def draw_prior(pipe: Any, prior: PriorConfig, resolution: int, *, base: str = "", silent: bool = False) -> int:
     """Draw the prior pictures that are missing, with the model as it is now; how many these were."""
     previewer = DiffusersPreviewer(pipe, resolution=resolution)
-    with _reported("drawing prior", "picture", silent) as progress:
+    with reported("drawing prior", "picture", silent) as progress:
         _, drawn = ensure_prior(prior, previewer, progress, base=base)
     return drawn
 
@@ -70,7 +70,7 @@ def progress_bar(total: int, what: str, unit: str, done: int = 0, delay: float =
 
 
 @contextmanager
-def _reported(what: str, unit: str, silent: bool, delay: float = 0.0) -> Iterator[Progress | None]:
+def reported(what: str, unit: str, silent: bool, delay: float = 0.0) -> Iterator[Progress | None]:
     """A progress callback that shows a bar as soon as there is something to wait for."""
     bar: Any = None
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import PRECISIONS, DataConfig, PriorConfig, TrainConfig, from_dict
+from ..config import PRECISIONS, CalibrationConfig, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
 from ..presets import GOALS, overlaid, preset_values
 from .adapter_options import add_adapter_options, check_adapter
+from .calibration import add_calibration_options, read_calibration_options
 from .data_options import (
     CacheOptions,
     add_cache_options,
@@ -40,6 +41,7 @@ class RunOptions:
     prior: PriorConfig | None  # None: no prior pictures
     cache: CacheOptions
     train: TrainConfig
+    calibration: CalibrationConfig
     own_resolution: bool = False  # none was asked for: take the model's
     start_from: str = ""  # an adapter to go on from; "": from the adapter's own start
     preset: str = ""  # a goal; its values stand where `chosen` has none
@@ -76,6 +78,7 @@ def add_run_options(parser: OneLineParser) -> None:
     add_data_options(parser, "the model's own")
     add_prior_options(parser)
     add_adapter_options(parser)
+    add_calibration_options(parser)
     add_learning_options(parser)
     _add_loop(parser)
     add_monitor_options(parser)
@@ -131,12 +134,14 @@ def read_run_options(arguments: Arguments) -> RunOptions:
     preset = _text("preset", given.values.pop("preset", ""))
     if preset and preset not in GOALS:  # in the file
         raise InputError(f"there is no preset {preset!r}; known: {', '.join(GOALS)}")
+    calibration_table = given.values.pop("calibration", {})
     train = from_dict(TrainConfig, given.values)
+    calibration = read_calibration_options(calibration_table, train)
     check_adapter(given, train)
     check_learning(given, train)
     check_monitor(given, train)
     files = (paths["model"], Path(paths["output"]))
-    return RunOptions(*files, data, prior, cache, train, own_resolution, start_from, preset, given.values)
+    return RunOptions(*files, data, prior, cache, train, calibration, own_resolution, start_from, preset, given.values)
 
 
 def _choose_length(given: Given) -> None:

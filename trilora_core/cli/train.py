@@ -14,6 +14,7 @@ import torch
 from ..adapter import TriLoRA
 from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
 from ..backend_diffusers_apply import architecture_of
+from ..calibration import Calibration
 from ..config import DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
@@ -26,6 +27,7 @@ from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_
 from ..spectrum import Spectrum
 from ..train import Previewer, Run, Step, TrainingDiverged, targets_of
 from .base import choose_device, load_base, own_resolution
+from .calibration import find_calibration
 from .options import add_config
 from .parser import Arguments, OneLineParser, add_device
 from .pictures import draw_prior, encode, prior_data, progress_bar
@@ -121,9 +123,11 @@ def _train(
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
     config = options.settled(architecture_of(pipe), dataset.epoch_size)
-    prepared = prepare(pipe, dataset, config, device, crew, prior, start)
+    calibrated = _calibrate(pipe, dataset, options, output, crew)
+    prepared = prepare(pipe, dataset, config, device, crew, prior, start, calibrated and calibrated[0])
     if crew.leads:
         told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
+        told += [f"calibrated: {calibrated[1]}"] if calibrated else []
         chosen = preset_lines(options.preset, prepared, dataset)
         print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
     done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
@@ -187,6 +191,16 @@ def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew)
     return crew.first(lambda: draw_prior(pipe, prior, resolution, base=base, silent=not crew.leads))
 
 
+def _calibrate(
+    pipe: Any, dataset: Dataset, options: RunOptions, output: Path, crew: Crew
+) -> tuple[Calibration, str] | None:
+    """The calibration that the start needs: made by the first process, the others find it beside the adapter."""
+    if options.train.adapter.init != "contrast":
+        return None
+    parts = (pipe, DiffusersDenoiser(pipe), dataset, options.train, options.calibration, output)
+    return crew.first(lambda: find_calibration(*parts, silent=not crew.leads))
+
+
 def prepare(
     pipe: Any,
     dataset: Dataset,
@@ -195,6 +209,7 @@ def prepare(
     crew: Crew = ALONE,
     prior: Dataset | None = None,
     start: Adapter | None = None,
+    calibration: Calibration | None = None,
 ) -> Run:
     """A run of this configuration from its start, or from `start`, on this process's share of the pictures."""
     denoiser = DiffusersDenoiser(pipe)
@@ -205,11 +220,13 @@ def prepare(
         seed=config.seed,
         data_hash=dataset.content_hash,
         device=device,
+        calibration=calibration,
     )
     if start is not None:
         adapter.start_from(start.layers)
     run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, text)
     run.start_hash = "" if start is None else adapter_hash(start)
+    run.calibration_key = "" if calibration is None else calibration.facts.key
     return run
 
 

@@ -1,0 +1,131 @@
+"""train --calibrate: made once, kept beside the adapter, taken again, refused where it does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny_pipeline import write_pictures, write_pipeline
+from trilora_core.__main__ import main
+from trilora_core.calibration import read_calibration
+from trilora_core.cli import calibration as made
+from trilora_core.fileformat import read_adapter, read_metadata
+from trilora_core.prompts import BROAD
+
+pytest.importorskip("diffusers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_pipeline(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def few(base, pictures, output, *extra) -> list[str]:
+    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--rank", "2"]
+    return [*argv, "--steps", "2", "--lr", "0.01", "--dtype", "fp32", *extra]
+
+
+@pytest.fixture(scope="module")
+def first(base, pictures, tmp_path_factory):
+    """An adapter with its calibration beside it."""
+    output = tmp_path_factory.mktemp("out") / "style.safetensors"
+    assert main(few(base, pictures, output, "--init", "contrast", "--calibrate", "--prior-prompts", "a dog", "x")) == 0
+    return output
+
+
+def test_it_is_made_once_and_the_adapter_starts_from_it(first, base, pictures, monkeypatch, capsys):
+    kept = first.with_name("style.calibration.safetensors")
+    facts = read_calibration(kept).facts
+    assert (facts.architecture, facts.resolution, facts.looks, facts.prior_looks) == ("sd15", 16, 64, 64)
+    assert read_metadata(first)["trilora.calibration_key"] == facts.key
+    before, adapter = kept.stat().st_mtime_ns, read_adapter(first)
+
+    monkeypatch.setattr(made, "calibrate", lambda *_: pytest.fail("made again"))
+    argv = few(base, pictures, first, "--init", "contrast", "--calibrate", "--prior-prompts", "a dog", "x")
+    assert main(argv) == 0
+    assert f"kept as {kept.resolve()}" in capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == before
+    again = read_adapter(first)
+    for stem, layer in adapter.layers.items():
+        assert all(torch.equal(old, new) for old, new in zip(layer.svd, again.layers[stem].svd, strict=True)), stem
+
+
+def test_a_file_of_prompts_and_the_given_calibration(first, base, pictures, tmp_path, capsys):
+    """The same prompts from a file make the same calibration; given to another run, it starts that alike."""
+    (tmp_path / "prompts.txt").write_text("a dog\n\n x \n", encoding="utf-8")
+    output, kept = tmp_path / "b.safetensors", first.with_name("style.calibration.safetensors")
+    prompts = ["--prior-prompts", str(tmp_path / "prompts.txt")]
+    assert main(few(base, pictures, output, "--init", "contrast", "--calibrate", *prompts)) == 0
+    one, same = load_file(kept), load_file(output.with_name("b.calibration.safetensors"))
+    assert one.keys() == same.keys() and all(torch.equal(part, same[name]) for name, part in one.items())
+
+    other = tmp_path / "c.safetensors"
+    assert main(few(base, pictures, other, "--init", "contrast", "--calibration", str(kept))) == 0
+    assert not other.with_name("c.calibration.safetensors").exists()
+    told = [read_adapter(path) for path in (output, other)]
+    for stem, layer in told[0].layers.items():
+        assert all(torch.equal(a, b) for a, b in zip(layer.svd, told[1].layers[stem].svd, strict=True)), stem
+    assert "from " in capsys.readouterr().out
+
+
+def test_other_prompts_and_other_pictures_make_another(first, base, tmp_path, capsys):
+    few_pictures = write_pictures(tmp_path / "p", captions=False)
+    output, kept = tmp_path / "d.safetensors", first.with_name("style.calibration.safetensors")
+    argv = few(base, few_pictures, output, "--trigger-word", "zorb", "--init", "contrast")
+    assert main([*argv, "--calibration", str(kept)]) == 0
+    assert "it was made with other pictures" in capsys.readouterr().out
+    assert main([*argv, "--calibrate"]) == 0
+    facts = read_calibration(output.with_name("d.calibration.safetensors")).facts
+    assert facts.prior_looks == len(BROAD)
+    assert facts.key != read_calibration(kept).facts.key
+
+
+@pytest.mark.parametrize(
+    ("extra", "wanted"),
+    [
+        (["--init", "contrast"], "needs a calibration"),
+        (["--calibrate"], "--calibrate does nothing without --init contrast"),
+        (["--calibration", "x"], "--calibration does nothing without --init contrast"),
+        (["--init", "contrast", "--calibrate", "--calibration", "x"], "choose one"),
+        (["--init", "contrast", "--calibration", "x", "--prior-prompts", "a"], "calibration.prompts does nothing"),
+        (["--init", "contrast", "--calibration", "nowhere.safetensors"], "cannot read the calibration"),
+        (["--init", "contrast", "--calibrate", "--prior-prompts", "EMPTY"], "has no prior prompt"),
+    ],
+)
+def test_bad_input(extra, wanted, base, pictures, tmp_path, capsys):
+    (tmp_path / "empty").write_text("\n", encoding="utf-8")
+    extra = [str(tmp_path / "empty") if word == "EMPTY" else word for word in extra]
+    assert main(few(base, pictures, tmp_path / "x.safetensors", *extra)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error:") and wanted in told, told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_a_calibration_that_does_not_fit(first, base, pictures, tmp_path, capsys):
+    kept = str(first.with_name("style.calibration.safetensors"))
+    argv = few(base, pictures, tmp_path / "x.safetensors", "--init", "contrast", "--calibration", kept)
+    for extra, wanted in (
+        (["--resolution", "32"], "made at resolution 16, the data set has 32"),
+        (["--layers", "attention+ff"], "lacks 16 of the layers"),
+    ):
+        assert main([*argv, *extra]) == 2
+        assert wanted in capsys.readouterr().err
+
+
+def test_an_adapter_is_no_calibration(first, base, pictures, tmp_path, capsys):
+    argv = few(base, pictures, tmp_path / "x.safetensors", "--init", "contrast", "--calibration", str(first))
+    assert main(argv) == 2
+    assert "is no calibration" in capsys.readouterr().err

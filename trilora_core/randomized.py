@@ -63,8 +63,8 @@ def truncated_svd(weight: Tensor, rank: int) -> tuple[SVD, Tensor]:
     """A near-best fit of rank k = min(rank, out, in) to weight (…, out, in), and its relative Frobenius error (…).
 
     Projection on leading directions (Halko, Martinsson and Tropp 2011) from block Krylov iteration (Musco and Musco
-    2015), or from a dense SVD where sides are small or ranks high. Above the least possible error by about 0.5% at most,
-    less where the spectrum decays fast. The last product is in float64, so that the error follows from the
+    2015), or from a dense SVD where sides are small or ranks high. Above the least possible error by about 0.5% at
+    most, less where the spectrum decays fast. The last product is in float64, so that the error follows from the
     energies: ‖W - fit‖² = ‖W‖² - Σ s². It is that of this very fit, no bound; 0 for a zero weight.
     Signs as in `canonical`, the same result every time. Raises InputError as `top_singular_values` does.
     """

@@ -55,7 +55,7 @@ def test_inits_of_sigma_against_a_dense_svd(init):
     assert adapter.branches["a"].down.std().item() == pytest.approx(1 / 4, rel=0.25)
 
 
-@pytest.mark.parametrize("init", sorted(SIGMA_INITS))
+@pytest.mark.parametrize("init", sorted(SIGMA_INITS.keys() - {"contrast"}))
 def test_a_trained_sigma_is_not_the_start_of_the_next_run(init):
     """The singular values of a weight are computed once in a process; training must not move them."""
     module = nn.Linear(12, 10)

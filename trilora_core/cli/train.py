@@ -15,7 +15,7 @@ from ..adapter import TriLoRA
 from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
 from ..backend_diffusers_apply import architecture_of
 from ..calibration import Calibration
-from ..config import DataConfig, PriorConfig, TrainConfig
+from ..config import CalibrationConfig, DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
 from ..fileformat import Adapter, read_adapter
@@ -123,7 +123,7 @@ def _train(
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
     config = options.settled(architecture_of(pipe), dataset.epoch_size)
-    calibrated = _calibrate(pipe, dataset, options, output, crew)
+    calibrated = _calibrate(pipe, dataset, config, options.calibration, output, crew)
     prepared = prepare(pipe, dataset, config, device, crew, prior, start, calibrated and calibrated[0])
     if crew.leads:
         told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
@@ -192,12 +192,12 @@ def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew)
 
 
 def _calibrate(
-    pipe: Any, dataset: Dataset, options: RunOptions, output: Path, crew: Crew
+    pipe: Any, dataset: Dataset, config: TrainConfig, wanted: CalibrationConfig, output: Path, crew: Crew
 ) -> tuple[Calibration, str] | None:
     """The calibration that the start needs: made by the first process, the others find it beside the adapter."""
-    if options.train.adapter.init != "contrast":
+    if config.adapter.init != "contrast":
         return None
-    parts = (pipe, DiffusersDenoiser(pipe), dataset, options.train, options.calibration, output)
+    parts = (pipe, DiffusersDenoiser(pipe), dataset, config, wanted, output)
     return crew.first(lambda: find_calibration(*parts, silent=not crew.leads))
 
 

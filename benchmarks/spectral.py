@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from trilora_core.spectral import canonical, canonical_many, singular_values_many, top_singular_values
+from trilora_core.randomized import top_singular_values
+from trilora_core.spectral import canonical, canonical_many, singular_values_many
 
 Shape = tuple[int, int]
 

@@ -8,6 +8,7 @@ from .apply import ApplyTriLoRA
 from .calibrate import TriLoRACalibrate
 from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
 from .dataset_options import TriLoRADatasetOptions
+from .extract import ExtractTriLoRA
 from .files import LoadTriLoRA, SaveTriLoRA
 from .hook import TriLoRAHook
 from .host import routes
@@ -18,6 +19,8 @@ from .options import TriLoRAOptimizerOptions
 from .preset import TriLoRAPreset
 from .prior import TriLoRAPriorPictures
 from .report import TriLoRADatasetReport
+from .resize import ResizeTriLoRA
+from .spectrum import TriLoRASpectrum
 from .train import TrainTriLoRA
 
 __all__ = ["NODES", "TriLoRAExtension"]
@@ -40,6 +43,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ApplyTriLoRA,
     TriLoRAHook,
     MergeTriLoRA,
+    ResizeTriLoRA,
+    ExtractTriLoRA,
+    TriLoRASpectrum,
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..trilora_core.cover import to_picture, with_cover, write_preview
 from ..trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from ..trilora_core.metadata import describe
 from .host.events import announce
@@ -43,16 +44,29 @@ class SaveTriLoRA(io.ComfyNode):
                     tooltip="Number format. fp16: half the size of fp32, exact to 0.0003 of the change. "
                     "bf16: the same size, exact to 0.003. fp32: for further work on the adapter.",
                 ),
+                io.Image.Input(
+                    "cover",
+                    optional=True,
+                    tooltip="A picture that shows what the adapter does, for model browsers: it goes into the file, "
+                    "small, and beside it as NAME.preview.jpg.",
+                ),
             ],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, trilora: Adapter, filename_prefix: str, dtype: str) -> io.NodeOutput:
-        """Write the file and say where."""
+    def execute(
+        cls, trilora: Adapter, filename_prefix: str, dtype: str, cover: torch.Tensor | None = None
+    ) -> io.NodeOutput:
+        """Write the file, with its cover, and say where."""
         path = numbered_file(filename_prefix)
-        write_adapter(path, trilora, dtype=DTYPES[dtype])
+        if cover is None:
+            write_adapter(path, trilora, dtype=DTYPES[dtype])
+        else:
+            picture = to_picture(cover[0].movedim(-1, 0))
+            write_adapter(path, with_cover(trilora, picture), dtype=DTYPES[dtype])
+            write_preview(path, picture)
         return io.NodeOutput(ui=ui.PreviewText(str(path)))
 
 

@@ -31,6 +31,10 @@ OPTIONS = {
     "apply": """--model --adapter --output --prompt --strength --seed --negative --steps --guidance --resolution
         --keep-rank --keep-energy --tone --normalize --block-preset --blocks --device --base-dtype""",
     "merge": "--weights --method --rank --dtype --output",
+    "resize": "--rank --energy --dtype --output",
+    "extract": """--rank --energy --layers --layers-include --layers-exclude --no-text-encoder --device --dtype
+        --output""",
+    "convert": "--to --dtype --output",
     "inspect": "--json --layers --plot",
     "demo": "--output --steps --seed",
 }
@@ -56,7 +60,10 @@ def test_help_of_a_verb_names_every_option_and_gives_examples(verb, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["fly"], "error: there is no verb 'fly'; known: dataset, train, apply, merge, inspect, demo"),
+        (
+            ["fly"],
+            f"error: there is no verb 'fly'; known: {', '.join(VERBS)}",
+        ),
         (["inspect"], "the following arguments are required: FILE"),
         (["inspect", "a.safetensors", "--colour"], "unrecognized arguments: --colour"),
         (["merge", "a", "--rank", "two", "--output", "b"], "argument --rank: 'two' is not a whole number"),

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from trilora_core import spectral
 from trilora_core.__main__ import main
-from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
+from trilora_core.fileformat import Adapter, Layer, read_adapter, tensor_hash, write_adapter
 
 STEMS = [
     f"lora_unet_{place}_attentions_0_transformer_blocks_0_attn{n}_to_{kind}"
@@ -160,3 +160,54 @@ def test_a_pickle_is_never_opened(tmp_path, capsys):
     torch.save({"a": torch.zeros(2)}, path)
     assert main(["inspect", str(path)]) == 2
     assert "pickle" in capsys.readouterr().err
+
+
+def test_resize_by_rank_and_by_energy(make_file, tmp_path, capsys):
+    source, out = make_file("a", 1, rank=6), tmp_path / "small.safetensors"
+    assert main(["resize", str(source), "--rank", "2", "--output", str(out)]) == 0
+    assert {len(layer.svd.s) for layer in read_adapter(out).layers.values()} == {2}
+    assert "rank 6 to rank 2 in 8 layers" in capsys.readouterr().out
+    assert main(["resize", str(source), "--energy", "0.6", "--rank", "3", "--output", str(out)]) == 0
+    before, after = read_adapter(source), read_adapter(out)
+    for stem, layer in before.layers.items():
+        held = layer.svd.s.square().cumsum(0) / layer.svd.s.square().sum()
+        assert len(after.layers[stem].svd.s) == min(3, int((held < 0.6).sum()) + 1)
+    for wrong, message in ((["--rank", "0"], "rank is 0"), (["--energy", "2"], "energy is 2"), ([], "--energy 0.95")):
+        assert main(["resize", str(source), *wrong, "--output", str(out)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_convert_keeps_the_number_format(make_file, tmp_path, capsys):
+    source, peft, back = make_file("a", 1), tmp_path / "peft.safetensors", tmp_path / "back.safetensors"
+    assert main(["convert", str(source), "--to", "peft", "--output", str(peft)]) == 0
+    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q" in capsys.readouterr().out
+    assert main(["convert", str(peft), "--to", "kohya", "--output", str(back)]) == 0
+    head, tail = source.read_bytes(), back.read_bytes()
+    assert head[8 + int.from_bytes(head[:8], "little") :] == tail[8 + int.from_bytes(tail[:8], "little") :]
+
+
+def test_inspect_compares_several_and_tells_what_was_done(make_file, tmp_path, capsys):
+    a, b, small = make_file("a", 1), make_file("b", 2), tmp_path / "small.safetensors"
+    main(["resize", str(a), "--rank", "1", "--output", str(small)])
+    capsys.readouterr()
+    picture = tmp_path / "both.png"
+    assert main(["inspect", str(a), str(b), str(small), "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "a and b: " in out and "of what they write overlaps" in out
+    assert "of the energy kept" in out and f"{tensor_hash(small)}" in out
+    with Image.open(picture) as drawn:
+        assert drawn.width == 1800
+    assert main(["inspect", str(a), str(b), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [entry["sha256"] for entry in told["files"]] == [tensor_hash(a), tensor_hash(b)] and len(
+        told["overlap"]
+    ) == 1
+
+
+def test_inspect_says_when_tensors_were_changed_behind_the_metadata(make_file, capsys):
+    file = make_file("a", 1)
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(bytes(data))
+    assert main(["inspect", str(file)]) == 0
+    assert "the tensors were changed since" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import spectral
+from . import randomized, spectral
 from .calibration import Calibration
 from .config import AdapterConfig, parse_rank
 from .errors import InputError
@@ -312,7 +312,7 @@ def _set_apart(branches: Mapping[str, Branch], calibration: Calibration) -> None
 def _layer_rank(weight: Tensor, config: AdapterConfig) -> int:
     rank = parse_rank(config.rank)
     if isinstance(rank, float):
-        return spectral.rank_for_energy(weight, rank, config.rank_cap)
+        return randomized.rank_for_energy(weight, rank, config.rank_cap)
     return min(rank, weight.shape[0], weight.shape[1])
 
 
@@ -332,7 +332,7 @@ def _cached_singular_values(weight: Tensor, rank: int) -> Tensor:
     if key not in _SIGMA_CACHE:
         if len(_SIGMA_CACHE) >= _SIGMA_CACHE_LIMIT:
             _SIGMA_CACHE.clear()
-        _SIGMA_CACHE[key] = spectral.top_singular_values(weight, rank).cpu()
+        _SIGMA_CACHE[key] = randomized.top_singular_values(weight, rank).cpu()
     return _SIGMA_CACHE[key]
 
 

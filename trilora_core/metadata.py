@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RankSummary",
+    "architecture_metadata",
     "architecture_of",
     "base_model",
     "dataset_metadata",
@@ -53,6 +54,21 @@ _NAMES = {
     "sd3": _Names("stable-diffusion-3", "sd3", "diffusers"),
     "flux": _Names("flux-1-dev", "flux1", "https://github.com/black-forest-labs/flux"),
 }
+
+
+def architecture_metadata(architecture: str) -> dict[str, str]:
+    """How every reader is told which kind of model an adapter is for, where no run says more."""
+    names = _NAMES.get(architecture)
+    told = {
+        "ss_base_model_version": names.base_version if names else architecture,
+        "ss_v2": "False",
+        "ss_network_module": "networks.lora",
+        "modelspec.architecture": f"{names.modelspec if names else architecture}/lora",
+        "modelspec.implementation": names.implementation if names else "trilora",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "trilora.architecture": architecture,
+    }
+    return {key: value for key, value in told.items() if value}
 
 
 def training_metadata(run: Run, *, started: float, finished: bool, name: str) -> dict[str, str]:

@@ -1,21 +1,17 @@
-"""Pictures: the loss curve, the spectrum of an adapter, a labelled grid. Only this module uses matplotlib."""
+"""Pictures: the loss curve, a labelled grid. Only this module uses matplotlib."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from .atomic import write_atomic
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = [
     "ACCENT",
@@ -28,7 +24,6 @@ __all__ = [
     "new_figure",
     "picture_grid",
     "plot_losses",
-    "plot_spectrum",
     "save_figure",
     "short_name",
     "smooth",
@@ -38,8 +33,6 @@ INK = "#22262b"
 FAINT = "#9fb7d9"
 BOLD = "#1f4e9c"
 ACCENT = "#c2571a"
-_NAMES_AT_MOST = 40  # layers whose names still fit beside the heat map
-_DECADES = 3.0  # of singular values that the colours resolve below the largest
 
 
 def plot_losses(losses: Sequence[float], output: Path, *, title: str = "Training loss") -> None:
@@ -82,23 +75,6 @@ def smooth(values: Any, window: int) -> Any:
     total = numpy.convolve(numpy.where(finite, values, 0.0), kernel, mode="full")[half : half + len(values)]
     count = numpy.convolve(finite.astype(float), kernel, mode="full")[half : half + len(values)]
     return numpy.where(count > 0, total / numpy.maximum(count, 1.0), numpy.nan)
-
-
-def plot_spectrum(spectra: Mapping[str, Tensor], output: Path, *, title: str = "Spectrum") -> None:
-    """Draw the singular values of each layer (k,) as a heat map, and the energy that the first of them hold.
-
-    Raises InputError for an adapter without layers and when matplotlib is missing.
-    """
-    if not spectra:
-        raise InputError("there is no spectrum to plot; the adapter has no layers")
-    names = sorted(spectra, key=_natural)
-    table = _table([spectra[name].detach().float().cpu().numpy() for name in names])
-    height = min(max(4.2, 1.6 + 0.19 * len(names)), 9.0)
-    figure, (heat, curve) = new_figure(12.0, height, columns=2, widths=(1.35, 1.0))
-    _draw_heat(figure, heat, table, names)
-    _draw_energy(curve, table)
-    figure.suptitle(title, color=INK, fontsize=13, fontweight="bold", x=0.01, ha="left")
-    save_figure(figure, output)
 
 
 def picture_grid(
@@ -183,87 +159,6 @@ def _fit(picture: Image.Image, size: int) -> Image.Image:
 
 def _font(size: int) -> Any:
     return ImageFont.load_default(max(12, size))
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Order by words and numbers, so that block 10 comes after block 2."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
-
-
-def _table(rows: Sequence[Any]) -> Any:
-    """Singular values (layers, largest rank), NaN where a layer has fewer."""
-    table = numpy.full((len(rows), max(len(row) for row in rows)), numpy.nan)
-    for index, row in enumerate(rows):
-        table[index, : len(row)] = row
-    return table
-
-
-def _draw_heat(figure: Any, axes: Any, table: Any, names: Sequence[str]) -> None:
-    largest = float(numpy.nanmax(table))
-    top = math.log10(largest) if largest > 0 else 0.0
-    with numpy.errstate(divide="ignore"):
-        shown = numpy.log10(table)
-    image = axes.imshow(
-        shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=top - _DECADES, vmax=max(top, top - 1)
-    )
-    axes.set_facecolor("#eceef1")
-    places, labels = _row_labels(names)
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    _number_ticks(axes, table.shape[1])
-    dress(axes, "Singular values by layer", "singular value, largest first", "", grid=False)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, extend="min")
-    decades = numpy.arange(math.ceil(top - _DECADES), math.floor(top) + 1)
-    bar.set_ticks(decades, labels=[f"$10^{{{int(decade)}}}$" for decade in decades])
-    bar.outline.set_visible(False)
-
-
-def _number_ticks(axes: Any, count: int) -> None:
-    """Number the columns of a heat map from 1, at most about ten of them."""
-    places = [0, *range(max(1, -(-count // 8)) - 1, count, max(1, -(-count // 8)))]
-    axes.set_xticks(sorted(set(places)), [str(place + 1) for place in sorted(set(places))])
-
-
-def _row_labels(names: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Every layer's name when they fit, otherwise one label in the middle of each block of layers."""
-    short = [short_name(name) for name in names]
-    if len(names) <= _NAMES_AT_MOST:
-        return [float(place) for place in range(len(names))], short
-    groups: dict[str, list[int]] = {}
-    for place, name in enumerate(short):
-        groups.setdefault(_block(name), []).append(place)
-    step = -(-len(groups) // _NAMES_AT_MOST)
-    chosen = list(groups.items())[::step]
-    return [sum(places) / len(places) for _, places in chosen], [block for block, _ in chosen]
-
-
-def _block(short: str) -> str:
-    found = re.match(r"[^\d.]*\d*", short)
-    return found.group().strip() if found else short
-
-
-def _draw_energy(axes: Any, table: Any) -> None:
-    """Share of a layer's energy in its first singular values: the median layer, and where most layers lie."""
-    squares = numpy.nan_to_num(table) ** 2
-    total = squares.sum(axis=1, keepdims=True)
-    alive = total[:, 0] > 0
-    if alive.any():
-        share = 100.0 * numpy.cumsum(squares[alive], axis=1) / total[alive]
-        ranks = numpy.arange(1, table.shape[1] + 1)
-        low, middle, high = numpy.percentile(share, (10, 50, 90), axis=0)
-        axes.fill_between(ranks, low, high, color=FAINT, alpha=0.45, linewidth=0, label="8 of 10 layers")
-        axes.plot(
-            ranks, middle, color=BOLD, linewidth=2.4, marker="o" if len(ranks) <= 16 else "", label="median layer"
-        )
-        enough = int(numpy.argmax(middle >= 90.0)) + 1
-        axes.axhline(90.0, color=ACCENT, linewidth=1.0, linestyle=(0, (4, 3)))
-        text = f"{enough} of {len(ranks)} hold 90 %"
-        axes.annotate(text, (ranks[-1], 90.0), (-2, -12), textcoords="offset points", ha="right", color=ACCENT)
-        axes.legend(frameon=False, loc="lower right")
-        axes.set_xlim(0.5, len(ranks) + 0.5)
-    axes.set_ylim(0, 103)
-    dress(axes, "Energy in the first singular values", "singular values kept", "energy kept, %")
-    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def new_figure(width: float, height: float, columns: int = 1, widths: tuple[float, ...] | None = None) -> Any:

@@ -28,11 +28,9 @@ __all__ = [
     "effective_rank",
     "energy",
     "overlap",
-    "rank_for_energy",
     "rank_holding",
     "singular_values",
     "singular_values_many",
-    "top_singular_values",
     "true_rank",
 ]
 
@@ -227,88 +225,6 @@ def combine(svds: Sequence[SVD], weights: Sequence[float]) -> SVD:
     return canonical(up, down, sigma)
 
 
-# --- singular values of base weights -------------------------------------------------------------------------------
-
-_OVERSAMPLING = 12
-_KRYLOV_STEPS = 3  # with the first product and the last projection: 8 passes over the weight
-# Where each method was the cheaper one, measured on one CPU thread (benchmarks/spectral.py).
-_EXACT_SIDE = 128  # up to this side a full SVD takes about a millisecond
-_KRYLOV_SHARE = 0.4  # up to this many columns of the Krylov basis per row of the smaller side
-_GRAM_FLOAT32_RANGE = 1e-4  # eigenvalues below this share of the largest need float64
-_TEST_MATRIX_SEED = 2007
-
-
-def top_singular_values(weight: Tensor, rank: int) -> Tensor:
-    """The min(rank, out, in) largest singular values, descending, of weight (…, out, in): -> (…, rank).
-
-    Low ranks: randomized block Krylov iteration (Musco and Musco 2015) with oversampling, below the true values by at
-    most 1% on decaying spectra and about 3% on flat ones; higher ranks: eigenvalues of the Gram matrix of the smaller
-    side; small matrices: full SVD.
-    Always the same values for the same weight; the global random state is not touched. Flatten convolutions to
-    (out, in · kh · kw) first. Raises InputError for rank < 1, fewer than two dimensions, or values that are not finite.
-    """
-    _check_rank(rank)
-    if weight.ndim < 2 or weight.numel() == 0 or not weight.is_floating_point():
-        raise InputError(f"weight is {tuple(weight.shape)} of {weight.dtype}: a floating-point (out, in) is wanted")
-    work = _working(weight, _precision(weight))
-    if not bool(torch.stack(torch.aminmax(work)).isfinite().all()):
-        raise InputError("weight holds NaN or infinite values: the base model file is damaged or overflowed")
-    work = work if work.shape[-2] <= work.shape[-1] else work.mT
-    side = work.shape[-2]
-    rank = min(rank, side)
-    columns = (_KRYLOV_STEPS + 1) * (rank + _OVERSAMPLING)
-    with torch.autocast(work.device.type, enabled=False):
-        values: Tensor
-        if side <= _EXACT_SIDE:
-            values = torch.linalg.svdvals(work)
-        elif columns <= _KRYLOV_SHARE * side:
-            values = _krylov_values(work, rank + _OVERSAMPLING)
-        else:
-            values = _gram_values(work, rank)
-    values = values[..., :rank].to(work.dtype)
-    return values.to(weight.device)
-
-
-def rank_for_energy(weight: Tensor, share: float, cap: int) -> int:
-    """The smallest rank, at most `cap`, at which weight (out, in) keeps `share` in (0, 1] of its energy; 1 for zero."""
-    _check_share(share)
-    values = top_singular_values(weight, cap)
-    if values.ndim != 1:
-        raise InputError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
-    return rank_holding(values, share, energy(weight.flatten()))
-
-
-def _krylov_values(work: Tensor, block: int) -> Tensor:
-    """Singular values of `work` (…, m, n), m <= n, projected on span[Q, (AA^T)Q, …], each block orthonormalised."""
-    generator = torch.Generator().manual_seed(_TEST_MATRIX_SEED)  # on the CPU: the same draw on every device
-    start = torch.randn(work.shape[-1], block, generator=generator).to(work)
-    blocks = [torch.linalg.qr(work @ start).Q]
-    for _ in range(_KRYLOV_STEPS):
-        back = work.mT @ blocks[-1]
-        # Only the span matters; dividing keeps squares of very small or large weights within range.
-        back = back / back.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(back.dtype).tiny)
-        blocks.append(torch.linalg.qr(work @ back).Q)
-    basis = torch.linalg.qr(torch.cat(blocks, -1)).Q
-    projected = (basis.mT @ work).double()
-    return _roots_descending(torch.linalg.eigvalsh(projected @ projected.mT))
-
-
-def _gram_values(work: Tensor, rank: int) -> Tensor:
-    """Singular values of `work` (…, m, n), m <= n, from A A^T; in float64 where the wanted ones span a wide range."""
-    unit = work.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(work.dtype).tiny)
-    work = work / unit
-    eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
-    wide = eigenvalues[..., -rank] < _GRAM_FLOAT32_RANGE * eigenvalues[..., -1]
-    if work.dtype != torch.float64 and bool(wide.any()):
-        work = work.double()
-        eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
-    return _roots_descending(eigenvalues) * unit.squeeze(-1)
-
-
-def _roots_descending(eigenvalues: Tensor) -> Tensor:
-    return eigenvalues.flip(-1).clamp_min(0).sqrt()
-
-
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -346,10 +262,14 @@ def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
     left_basis, left_core = (part.double() for part in torch.linalg.qr(left))
     right_basis, right_core = (part.double() for part in torch.linalg.qr(right.mT))
     core_u, s, core_vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    u, vh = (left_basis @ core_u).to(left), (core_vh @ right_basis.mT).to(left)
-    largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
-    return SVD(u * sign, s, sign.mT * vh)
+    return _signed(SVD((left_basis @ core_u).to(left), s, (core_vh @ right_basis.mT).to(left)))
+
+
+def _signed(svd: SVD) -> SVD:
+    """The largest entry of each column of u made positive, so that equal weights give equal directions."""
+    largest = svd.u.gather(-2, svd.u.abs().argmax(-2, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0).to(svd.u.dtype)
+    return SVD(svd.u * sign, svd.s, sign.mT * svd.vh)
 
 
 def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
         ["options", "start_from", "prior", "calibration"],
     ),
-    "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], []),
+    "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], ["cover"]),
     "LoadTriLoRA": (["lora_name"], []),
     "ApplyTriLoRA": (
         ["model", "trilora", "strength"],
@@ -112,6 +112,9 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["strength_end", "curve", "keyframe_count", "ranks", "strength_clip", "keyframes"],
     ),
     "MergeTriLoRA": (["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"], []),
+    "ResizeTriLoRA": (["trilora", "rank", "energy"], []),
+    "ExtractTriLoRA": (["model_tuned", "model_base", "rank"], ["energy", "layers", "clip_tuned", "clip_base"]),
+    "TriLoRASpectrum": (["trilora"], ["trilora_b", "trilora_c"]),
 }
 OUTPUTS = {
     "TriLoRADataset": ["dataset"],
@@ -131,8 +134,11 @@ OUTPUTS = {
     "ApplyTriLoRA": ["model", "clip"],
     "TriLoRAHook": ["hooks"],
     "MergeTriLoRA": ["trilora"],
+    "ResizeTriLoRA": ["trilora", "report"],
+    "ExtractTriLoRA": ["trilora", "report"],
+    "TriLoRASpectrum": ["image", "report"],
 }
-OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport"}
+OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport", "TriLoRASpectrum"}
 
 
 @pytest.fixture(scope="module")

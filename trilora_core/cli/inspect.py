@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..anatomy import overlap_lines
+from ..cover import cover_size
 from ..errors import InputError
-from ..fileformat import Adapter, read_adapter
+from ..fileformat import Adapter, read_adapter, tensor_hash
 from ..keys import is_text
 from ..metadata import architecture_of, base_model, rank_summary, trigger_words
-from ..plots import plot_spectrum, short_name
+from ..plots import short_name
 from ..plots_run import plot_run
+from ..plots_spectrum import plot_adapters
 from ..runrecord import read_log
 from ..spectral import effective_rank, energy
 from .parser import Arguments, OneLineParser
@@ -23,20 +26,25 @@ __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
 _LOG = ".jsonl"
 
-USAGE = "FILE [options]"
+USAGE = "FILE [FILE ...] [options]"
 EXAMPLES = """\
 examples:
   python -m trilora_core inspect style.safetensors
   python -m trilora_core inspect style.safetensors --layers
   python -m trilora_core inspect style.safetensors --json
   python -m trilora_core inspect style.safetensors --plot spectrum.png
+  python -m trilora_core inspect style.safetensors subject.safetensors --plot both.png
   python -m trilora_core inspect style.log.jsonl --plot run.png"""
 
 
 def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "file", metavar="FILE", help="adapter (.safetensors), ours or any plain LoRA; or the log of a run (.log.jsonl)"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="adapters (.safetensors), ours or any plain LoRA, of several also how far they overlap; or the log of a"
+        " run (.log.jsonl)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print everything as JSON, singular values and metadata too"
@@ -46,29 +54,38 @@ def add_arguments(parser: OneLineParser) -> None:
         "--plot",
         metavar="OUT.png",
         type=Path,
-        help="also draw the singular values by layer; of a log its curves: loss, validation, drift, singular values",
+        help="also draw the singular values by layer, the energy curve, effective ranks and where the adapter acts; of"
+        " up to six files a comparison with their overlap; of a log its curves: loss, validation, drift,"
+        " singular values",
     )
 
 
 def run(arguments: Arguments) -> int:
     """Print the report and draw the picture that was asked for."""
-    path = Path(arguments.file)
-    if path.suffix == _LOG:
-        return _run_of_log(path, arguments)
-    adapter = read_adapter(path)
+    paths = [Path(file) for file in arguments.files]
+    if any(path.suffix == _LOG for path in paths):
+        return _run_of_log(paths, arguments)
+    output = check_picture(arguments.plot) if arguments.plot else None
+    adapters = [read_adapter(path) for path in paths]
+    names = [path.stem for path in paths]
+    shared = overlap_lines(adapters, names)
     if arguments.json:
-        print(json.dumps(report(path, adapter), indent=2))
+        told = [report(path, adapter) for path, adapter in zip(paths, adapters, strict=True)]
+        print(json.dumps(told[0] if len(told) == 1 else {"files": told, "overlap": shared}, indent=2))
     else:
-        print(table(path, adapter, every_layer=arguments.layers))
-    if arguments.plot:
-        spectra = {stem: layer.svd.s for stem, layer in adapter.layers.items()}
-        plot_spectrum(spectra, check_picture(arguments.plot), title=f"Spectrum of {path.name}")
+        tables = [table(p, a, every_layer=arguments.layers) for p, a in zip(paths, adapters, strict=True)]
+        print("\n\n".join([*tables, *(["\n".join(shared)] if shared else [])]))
+    if output:
+        plot_adapters(adapters, names, output)
         if not arguments.json:
-            print(f"\nspectrum: {arguments.plot.resolve()}")
+            print(f"\npicture: {output.resolve()}")
     return 0
 
 
-def _run_of_log(path: Path, arguments: Arguments) -> int:
+def _run_of_log(paths: list[Path], arguments: Arguments) -> int:
+    path, *others = paths
+    if others:
+        raise InputError("logs of runs are read one at a time; give one .log.jsonl, or adapters only")
     if arguments.layers:
         raise InputError("--layers is for adapters; leave it out for a log, whose --json has every layer")
     record = read_log(path)
@@ -96,18 +113,24 @@ def report(path: Path, adapter: Adapter) -> dict[str, Any]:
         "energy": sum(layer["energy"] for layer in layers.values()),
         "training": training_options(adapter),
         "layers": layers,
+        "sha256": tensor_hash(path),
         "metadata": dict(sorted(adapter.metadata.items())),
     }
 
 
 def training_options(adapter: Adapter) -> dict[str, Any]:
     """The options of the run that made the file, as they were given; {} when it does not say."""
-    text = adapter.metadata.get("trilora.config", "{}")
+    return json_entry(adapter, "trilora.config")
+
+
+def json_entry(adapter: Adapter, key: str) -> dict[str, Any]:
+    """One of the metadata's entries that hold JSON; {} when it is not there. InputError when it is no JSON."""
     try:
-        options = json.loads(text)
+        entry = json.loads(adapter.metadata.get(key, "{}"))
     except json.JSONDecodeError as error:
-        raise InputError(f"the training options in the metadata are not JSON ({error}); save the file again") from error
-    return options if isinstance(options, dict) else {}
+        what = "training options" if key == "trilora.config" else key
+        raise InputError(f"the {what} in the metadata are not JSON ({error}); save the file again") from error
+    return entry if isinstance(entry, dict) else {}
 
 
 def table(path: Path, adapter: Adapter, *, every_layer: bool = False) -> str:
@@ -130,7 +153,13 @@ def _facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
         ("energy", f"{total:.4g} (sum of the squared singular values)"),
         ("trigger words", words or "none named"),
     ]
-    return facts + _history(adapter)
+    return [*facts, *_history(adapter), ("hash", _hash(path, adapter))]
+
+
+def _hash(path: Path, adapter: Adapter) -> str:
+    """Of the tensors, by which tools recognise a file whose metadata changed; and whether the file says the same."""
+    found, said = tensor_hash(path), adapter.metadata.get("sshs_model_hash", "")
+    return found if said in ("", found) else f"{found} (its metadata says {said}: the tensors were changed since)"
 
 
 def _history(adapter: Adapter) -> list[tuple[str, str]]:
@@ -152,6 +181,12 @@ def _history(adapter: Adapter) -> list[tuple[str, str]]:
         lines.append(("method", f"{options['adapter'].get('method')}, init {options['adapter'].get('init')}"))
     if told.get("modelspec.merged_from"):
         lines.append(("merged from", told["modelspec.merged_from"]))
+    if done := json_entry(adapter, "trilora.extract"):
+        lines.append(("extracted", f"{done.get('tuned')} less {done.get('base')}, error {done.get('relative_error')}"))
+    if done := json_entry(adapter, "trilora.resize"):
+        lines.append(("resized", f"{done.get('kept_energy', 0):.2%} of the energy kept"))
+    if cover := cover_size(told):
+        lines.append(("cover", f"{cover[0]} x {cover[1]} pixels"))
     return lines
 
 

@@ -47,7 +47,10 @@ METHODS: dict[str, Method] = {
         lambda: orthogonal, "the first stays whole, the others lose what lies in its directions; when one matters more"
     ),
     "regmean": Method(
-        RegMean, "nearest to each one on its own inputs; needs calibrations, leaves the base alone most", batched=False
+        RegMean,
+        "nearest to each one on its own inputs; needs calibrations, leaves the base alone most",
+        batched=False,
+        calibrated=True,
     ),
 }
 
@@ -65,7 +68,7 @@ def merge(
     """Merge adapters of one architecture with a strength for each; a weight of 0 leaves one out.
 
     Layers that only one adapter has pass through, scaled, whatever the method. `calibrations`: one for each adapter,
-    for regmean. `device`: where the algebra runs, the adapters' own if None; the result is on the CPU.
+    for regmean. `device`: where the algebra runs (cpu or cuda), the adapters' own if None; the result is on the CPU.
     Raises InputError for unlike architectures or shapes, and for weights or options that make no sense.
     """
     _check_request(adapters, weights, method, options)
@@ -102,7 +105,7 @@ def _check_request(adapters: Sequence[Adapter], weights: Sequence[float], method
 def _check_calibrations(
     adapters: Sequence[Adapter], calibrations: Sequence[Calibration], method: str, architecture: str
 ) -> None:
-    if method != "regmean":
+    if not METHODS[method].calibrated:
         if calibrations:
             raise InputError(f"{method} uses no calibration; leave it out, or take regmean")
         return

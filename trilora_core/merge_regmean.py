@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,22 +46,20 @@ class RegMean:
             self._factors.move_to_end(key)
             return self._factors[key][0]
         share = layers.options.prior_weight / len(layers.moments)
-        gram = _total([(1.0, own) for own, _ in layers.moments] + [(share, prior) for _, prior in layers.moments])
+        device = layers.svds[0].u.device
+        parts = [(1.0, own) for own, _ in layers.moments] + [(share, prior) for _, prior in layers.moments]
+        gram = torch.stack([part * _dense(moments.to(device)) for part, moments in parts]).sum(0)
         mean = gram.diagonal().mean()
         gram.diagonal().add_(DAMPING * mean if mean else 1.0)
-        factor: Tensor = torch.linalg.cholesky(gram.to(layers.svds[0].u.device))
+        factor: Tensor = torch.linalg.cholesky(gram)
         self._factors[key] = factor, layers.moments  # the moments too: an id is only theirs while they live
         if len(self._factors) > _CACHED:
             self._factors.popitem(last=False)
         return factor
 
 
-def _total(parts: Sequence[tuple[float, Moments]]) -> Tensor:
-    """Σ share · C (in, in) in float64."""
-    return torch.stack([share * _dense(moments) for share, moments in parts]).sum(0)
-
-
 def _dense(moments: Moments) -> Tensor:
+    """C (in, in) in float64."""
     if moments.matrix is not None:
         return moments.matrix.double()
     assert moments.vectors is not None and moments.values is not None

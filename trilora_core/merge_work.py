@@ -33,6 +33,7 @@ class Method:
     when: str
     batched: bool = True  # many layers of equal shape at once; False: dense matrices, one layer at a time
     alone: bool = False  # makes sense of a single adapter
+    calibrated: bool = False  # needs a calibration for each adapter
 
 
 class Work:
@@ -144,6 +145,10 @@ class Work:
     def _moments(self, active: Sequence[int], stem: str) -> tuple[tuple[Moments, Moments], ...]:
         """The moments of one layer for each adapter, () where a calibration lacks it."""
         found = [self._calibrations[index].moments(stem) for index in active]
+        wanted = self._adapters[active[0]].layers[stem].svd.vh.shape[1]
+        for given in (pair[0].width for pair in found if pair is not None):
+            if given != wanted:
+                raise InputError(f"layer {stem} reads {wanted} inputs, its calibration {given}; calibrate this model")
         return tuple(pair for pair in found if pair is not None) if all(found) else ()
 
     def _keep(

@@ -111,7 +111,10 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["trilora", "strength"],
         ["strength_end", "curve", "keyframe_count", "ranks", "strength_clip", "keyframes"],
     ),
-    "MergeTriLoRA": (["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"], []),
+    "MergeTriLoRA": (
+        ["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"],
+        ["density", "keep_energy", "seed", "prior_weight", "calibration_a", "calibration_b"],
+    ),
     "ResizeTriLoRA": (["trilora", "rank", "energy"], []),
     "ExtractTriLoRA": (["model_tuned", "model_base", "rank"], ["energy", "layers", "clip_tuned", "clip_base"]),
     "TriLoRASpectrum": (["trilora"], ["trilora_b", "trilora_c"]),

@@ -98,8 +98,9 @@ def _options() -> list[io.Input]:
             max=1.0,
             step=0.01,
             optional=True,
-            tooltip="Share that each adapter keeps, 1 for all: of its entries in ties, dare, dare_ties and knots, of its "
-            "directions in tsv. Lower when the two blur each other, higher when the result is too weak. Others ignore it.",
+            tooltip="Share that each adapter keeps, 1 for all: of its entries in ties, dare, dare_ties and knots, of "
+            "its directions in tsv. Lower when the two blur each other, higher when the result is too weak. "
+            "Other methods ignore it.",
         ),
         io.Float.Input(
             "keep_energy",
@@ -108,8 +109,8 @@ def _options() -> list[io.Input]:
             max=1.0,
             step=0.01,
             optional=True,
-            tooltip="Cuts each layer to the lowest rank that holds this share of its energy; 1 cuts nothing. 0.95 makes "
-            "a much smaller file. With rank, the lower of the two holds.",
+            tooltip="Cuts each layer to the lowest rank that holds this share of its energy; 1 cuts nothing. 0.95 "
+            "makes a much smaller file. With rank, the lower of the two holds.",
         ),
         io.Int.Input(
             "seed",
@@ -127,13 +128,15 @@ def _options() -> list[io.Input]:
             max=100.0,
             step=0.1,
             optional=True,
-            tooltip="Only for regmean: how much counts that other prompts draw what they drew before, beside one "
-            "adapter's own. 0 not at all; more when the merged adapter changes pictures it should not. Others ignore it.",
+            tooltip="Only for regmean: how much counts that other prompts draw what they drew before, beside what one "
+            "adapter learned. 0 not at all; more when the merged adapter changes pictures that it should not.",
         ),
         CalibrationSocket.Input(
             "calibration_a",
             optional=True,
-            tooltip="Only for regmean: what the first adapter's pictures look like inside.",
+            tooltip="Only for regmean: from TriLoRA Calibrate, with the data set that the first adapter was trained on.",
         ),
-        CalibrationSocket.Input("calibration_b", optional=True, tooltip="Only for regmean: the same of the second."),
+        CalibrationSocket.Input(
+            "calibration_b", optional=True, tooltip="Only for regmean: the same with the second adapter's data set."
+        ),
     ]

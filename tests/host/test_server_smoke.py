@@ -173,11 +173,17 @@ def test_outputs(info: dict[str, Any], node: str) -> None:
 
 @pytest.mark.parametrize(
     ("node", "name"),
-    [("TrainTriLoRA", "seed"), ("TriLoRAPriorPictures", "seed"), ("TriLoRAMonitorOptions", "preview_seed")],
+    [
+        ("TrainTriLoRA", "seed"),
+        ("TriLoRAPriorPictures", "seed"),
+        ("TriLoRAMonitorOptions", "preview_seed"),
+        ("MergeTriLoRA", "seed"),
+    ],
 )
 def test_seed_stays(info: dict[str, Any], node: str, name: str) -> None:
     """Else every press of Queue trains, or draws, anew."""
-    seed = info[node]["input"]["required"][name]
+    inputs = info[node]["input"]
+    seed = (inputs["required"] | inputs.get("optional", {}))[name]
     assert not seed[1].get("control_after_generate")
 
 

@@ -48,8 +48,8 @@ def add_arguments(parser: OneLineParser) -> None:
         "--rank",
         type=whole,
         default=default.rank,
-        help="keep this many singular values in each layer; 0 keeps all that the method gives, for ties and dare as many"
-        " as all files have together (default)",
+        help="keep this many singular values in each layer; 0 keeps all that the method gives, for ties and dare as"
+        " many as all files have together (default)",
     )
     parser.add_argument(
         "--keep-energy",
@@ -115,11 +115,17 @@ def run(arguments: Arguments) -> int:
     write_adapter(output, merged, dtype=DTYPES[arguments.dtype])
     print("\n".join(_lines(arguments.files, weights, report, str(rank_summary(merged)))))
     if report_file is not None:
-        text = json.dumps(report.data(), indent=2)
-        write_atomic(report_file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        _write(report_file, json.dumps(report.data(), indent=2))
         print(f"report: {report_file.resolve()}")
     print(f"adapter: {output.resolve()}")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    def fill(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomic(path, fill)
 
 
 def _calibrations(arguments: Arguments) -> list[Calibration]:
@@ -130,8 +136,8 @@ def _calibrations(arguments: Arguments) -> list[Calibration]:
         absent = [str(path) for path in paths if not path.is_file()]
         if absent:
             raise InputError(
-                f"regmean needs a calibration of each file, and {absent[0]} is not there; name them with --calibrations,"
-                " or make them with train --calibrate"
+                f"regmean needs a calibration of each file, and {absent[0]} is not there; name them with"
+                " --calibrations, or make them with train --calibrate"
             )
     return [read_calibration(path) for path in paths]
 

@@ -134,9 +134,9 @@ def _options() -> list[io.Input]:
         CalibrationSocket.Input(
             "calibration_a",
             optional=True,
-            tooltip="Only for regmean: from TriLoRA Calibrate, with the data set that the first adapter was trained on.",
+            tooltip="Only for regmean: from TriLoRA Calibrate, with the data set of the first adapter.",
         ),
         CalibrationSocket.Input(
-            "calibration_b", optional=True, tooltip="Only for regmean: the same with the second adapter's data set."
+            "calibration_b", optional=True, tooltip="Only for regmean: the same with the data set of the second."
         ),
     ]

@@ -229,6 +229,7 @@ def _nested(spaces: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
     Also the coordinates of each space's vectors in it (float64), and which columns are new directions (1) or only fill
     the place of a vector that lies in the spaces before (0).
     """
-    basis, triangle = torch.linalg.qr(torch.cat(list(spaces), -1).double())
+    basis, triangle = torch.linalg.qr(torch.cat(list(spaces), -1))
+    triangle = triangle.double()
     new = (triangle.diagonal(dim1=-2, dim2=-1).abs() > _DEPENDENT).to(triangle)
-    return basis.to(spaces[0]), list(triangle.split([space.shape[-1] for space in spaces], -1)), new
+    return basis, list(triangle.split([space.shape[-1] for space in spaces], -1)), new

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .merge_methods import filled
 from .spectral import SVD, energy
 
 __all__ = ["Interference", "LayerReport", "MergeReport", "PairReport", "interference", "pair_reports"]
@@ -121,8 +120,7 @@ class MergeReport:
 
 
 def interference(a: SVD, b: SVD) -> Interference:
-    """How two adapters meet on B layers of equal shape, each SVD with the leading dimension B."""
-    a, b = filled(a), filled(b)
+    """How two adapters meet on B layers of equal shape, each SVD with the leading dimension B, as `filled` gives it."""
     written, read = (a.u.mT @ b.u).double(), (a.vh @ b.vh.mT).double()
     counts = torch.minimum((a.s > 0).sum(-1), (b.s > 0).sum(-1))
     squares = [_unit((svd.s.double() / svd.s[..., :1].double().clamp_min(1e-300)).square()) for svd in (a, b)]

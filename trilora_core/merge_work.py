@@ -15,14 +15,14 @@ from torch import Tensor
 from .calibration import Calibration
 from .errors import InputError
 from .fileformat import Adapter, Layer
-from .merge_methods import Layers, Merged, MergeOptions, Merger, combined
+from .merge_methods import Layers, Merged, MergeOptions, Merger, combined, filled
 from .merge_report import Interference, LayerReport, MergeReport, interference, pair_reports
 from .moments import Moments
 from .spectral import SVD, cut_rank, energy
 
 __all__ = ["Method", "Work"]
 
-_BATCH_NUMBERS = 1 << 24  # numbers of factors that are merged at once: 64 MiB in float32
+_BATCH_NUMBERS = 1 << 22  # numbers of factors that are merged at once: 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ class Work:
         for index, removed in zip(active, merged.removed.sum(0).tolist(), strict=False):
             self._own[index] += self._weights[index] ** 2 * float(energy(svds[index].s).sum())
             self._removed[index] += removed
-        met = {pair: interference(svds[pair[0]], svds[pair[1]]) for pair in combinations(active, 2)}
+        there = {index: filled(svds[index]) for index in active} if len(active) > 1 else {}
+        met = {(a, b): interference(there[a], there[b]) for a, b in combinations(active, 2)}
         met = {pair: Interference(*(part.cpu() for part in found)) for pair, found in met.items()}
         for pair, found in met.items():
             self._met[pair].append(found)

@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
     ),
     "regmean": Method(
         RegMean,
-        "nearest to each one on its own inputs; needs calibrations, leaves the base alone most",
+        "nearest to each one on its own inputs, with little change on others; needs calibrations",
         batched=False,
         calibrated=True,
     ),

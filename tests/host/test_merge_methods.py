@@ -1,4 +1,4 @@
-"""Two adapters merged by each method draw in the real ComfyUI, and the saved file draws the same in the native loader."""
+"""Two adapters merged by each method draw in the real ComfyUI; the saved file draws the same in the native loader."""
 
 from __future__ import annotations
 

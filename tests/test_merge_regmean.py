@@ -105,6 +105,20 @@ def test_layers_without_moments_are_summed_and_told():
     assert report.remarks() == ["1 layers are not in every calibration, so they were summed"]
 
 
+def test_calibrations_in_the_wrong_order_are_noticed():
+    one, two = adapters(A)
+    given = [Adapter(a.layers, a.metadata | {"trilora.data_hash": f"data {n}"}) for n, a in ((1, one), (2, two))]
+    right, wrong = ([calibration(n) for n in order] for order in ((1, 2), (2, 1)))
+    assert merge(given, [1.0, 1.0], method="regmean", calibrations=right)[1].remarks() == []
+    remarks = merge(given, [1.0, 1.0], method="regmean", calibrations=wrong)[1].remarks()
+    assert len(remarks) == 2 and "t3 was trained on other pictures than its calibration" in remarks[0]
+    other = [Adapter(a.layers, a.metadata | {"trilora.base_fingerprint": "another"}) for a in given]
+    assert (
+        "t3 was trained on another base model"
+        in merge(other, [1.0, 1.0], method="regmean", calibrations=right)[1].remarks()[0]
+    )
+
+
 def test_factors_of_one_input_are_found_once(monkeypatch):
     calls = []
     real = torch.linalg.cholesky

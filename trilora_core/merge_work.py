@@ -91,6 +91,12 @@ class Work:
             yield "the adapters have no layer in common: each passes through, whatever the method"
         if self._uncalibrated:
             yield f"{self._uncalibrated} layers are not in every calibration, so they were summed"
+        for name, adapter, calibration in zip(report.names, self._adapters, self._calibrations, strict=False):
+            told, facts = adapter.metadata, calibration.facts
+            if told.get("trilora.data_hash", facts.data_hash) != facts.data_hash:
+                yield f"{name} was trained on other pictures than its calibration; are they in one order?"
+            if told.get("trilora.base_fingerprint", facts.base_fingerprint) != facts.base_fingerprint:
+                yield f"{name} was trained on another base model than its calibration was made on"
 
     def _groups(self) -> Iterator[tuple[tuple[int, ...], list[str]]]:
         """(adapters, layers that these have with equal shapes, ranks and number formats)."""

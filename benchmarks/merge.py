@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trilora_core.calibration import Calibration, Facts
 from trilora_core.fileformat import Adapter, Layer
 from trilora_core.merge import METHODS, MergeOptions, merge
-from trilora_core.moments import Moments, Storage
+from trilora_core.moments import LEARNED, PRIOR, gatherer, sketch_columns
 from trilora_core.spectral import canonical_many
 
 # SD1.5's UNet: transformer blocks by width (down 2 a level, middle 1, up 3 a level), context of 768.
@@ -57,18 +57,14 @@ def adapter(shapes: Sequence[Shape], rank: int, seed: int) -> Adapter:
 
 def calibration(stems: Sequence[str], width: int) -> Calibration:
     """Moments of random inputs, all layers with an input of their own."""
-    storage, found = Storage(), {}
-    for stem in stems:
-        inputs = torch.randn(2 * width, width)
-        matrix = inputs.T @ inputs / len(inputs)
-        if storage.whole(width):
-            found[stem] = Moments(len(inputs), float(matrix.trace()), matrix)
-        else:
-            values, vectors = torch.linalg.eigh(matrix)
-            held = vectors[:, -storage.kept :].contiguous()
-            found[stem] = Moments(len(inputs), float(matrix.trace()), vectors=held, values=values[-storage.kept :])
-    facts = Facts("", "", "", "", 0, "", "", 0, 0, 0, storage)
-    return Calibration(facts, {stem: stem for stem in stems}, found, found)
+    sides = []
+    for storage in (LEARNED, PRIOR):
+        held = {stem: gatherer(width, storage, sketch_columns(width, storage, 0)) for stem in stems}
+        for stem in stems:
+            held[stem].add(torch.randn(2 * width, width))
+        sides.append({stem: held[stem].moments() for stem in stems})
+    facts = Facts("", "", "", "", 0, "", "", 0, 0, 0, LEARNED, PRIOR)
+    return Calibration(facts, {stem: stem for stem in stems}, *sides)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from trilora_core.errors import InputError
 from trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from trilora_core.merge import MergeOptions, merge
 from trilora_core.merge_regmean import DAMPING
-from trilora_core.moments import Moments, Storage
+from trilora_core.moments import LEARNED, PRIOR, Moments, Storage, gatherer
 
 A, B = (f"lora_unet_down_blocks_0_attentions_{index}_proj_in" for index in range(2))
 IN, OUT = 20, 12
@@ -26,15 +26,22 @@ def moments(seed: int, *, kept: int = IN, rows: int = 200) -> Moments:
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(IN, IN, generator=generator) * torch.logspace(0, -1, IN)
     inputs = torch.randn(rows, IN, generator=generator) @ mix
-    matrix = inputs.T @ inputs / rows
     if kept == IN:
-        return Moments(rows, float(matrix.trace()), matrix)
+        return of(inputs)
+    matrix = inputs.T @ inputs / rows
     values, vectors = torch.linalg.eigh(matrix)
     return Moments(rows, float(matrix.trace()), vectors=vectors[:, -kept:].contiguous(), values=values[-kept:])
 
 
+def of(inputs: Tensor) -> Moments:
+    """The moments of these inputs, held whole."""
+    held = gatherer(IN, Storage(), None)
+    held.add(inputs)
+    return held.moments()
+
+
 def calibration(seed: int, *, kept: int = IN, architecture: str = "sd15", stems: tuple[str, ...] = (A,)) -> Calibration:
-    facts = Facts(architecture, "base", "base", f"data {seed}", 64, "p", "l", 4, 4, 0, Storage())
+    facts = Facts(architecture, "base", "base", f"data {seed}", 64, "p", "l", 4, 4, 0, LEARNED, PRIOR)
     return Calibration(facts, dict.fromkeys(stems, "x"), {"x": moments(seed, kept=kept)}, {"x": moments(99, kept=kept)})
 
 
@@ -77,14 +84,14 @@ def test_each_adapter_keeps_what_it_does_on_its_own_inputs_better_than_in_the_me
     ]
     calibrations = [calibration(0), calibration(0)]
     for one, half in zip(calibrations, halves, strict=True):
-        one.learned["x"] = Moments(1, 10.0, half)
-        one.prior["x"] = Moments(1, 20.0, eye)
+        one.learned["x"] = of(half)
+        one.prior["x"] = of(eye)
     given = adapters(A)
     found, _ = merge(
         given, [1.0, 1.0], method="regmean", options=MergeOptions(prior_weight=0.0), calibrations=calibrations
     )
     for adapter, half in zip(given, halves, strict=True):
-        assert relative_error(dense(found.layers[A]) @ half.double(), dense(adapter.layers[A]) @ half.double()) < 3e-3
+        assert relative_error(dense(found.layers[A]) @ half.double(), dense(adapter.layers[A]) @ half.double()) < 2e-2
 
 
 def test_a_larger_prior_weight_changes_less_on_other_inputs():
@@ -105,6 +112,19 @@ def test_layers_without_moments_are_summed_and_told():
     assert report.remarks() == ["1 layers are not in every calibration, so they were summed"]
 
 
+def test_moments_of_one_direction_in_half_precision_are_solved():
+    """Rounding makes some eigenvalues negative by more than is added to the diagonal."""
+    line = torch.randn(1, IN, generator=torch.Generator().manual_seed(3))
+    line[0, 0] = 60.0
+    calibrations = [calibration(1), calibration(2)]
+    for found in calibrations:
+        found.learned["x"] = of(line)
+        found.prior["x"] = of(line)
+    found, _ = merge(adapters(A), [1.0, 1.0], method="regmean", calibrations=calibrations)
+    size = max(dense(adapter.layers[A]).norm() for adapter in adapters(A))
+    assert dense(found.layers[A]).isfinite().all() and dense(found.layers[A]).norm() < 2 * size
+
+
 def test_calibrations_in_the_wrong_order_are_noticed():
     one, two = adapters(A)
     given = [Adapter(a.layers, a.metadata | {"trilora.data_hash": f"data {n}"}) for n, a in ((1, one), (2, two))]
@@ -121,8 +141,8 @@ def test_calibrations_in_the_wrong_order_are_noticed():
 
 def test_factors_of_one_input_are_found_once(monkeypatch):
     calls = []
-    real = torch.linalg.cholesky
-    monkeypatch.setattr(torch.linalg, "cholesky", lambda gram: calls.append(1) or real(gram))
+    real = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda gram: calls.append(1) or real(gram))
     merge(adapters(A, B), [1.0, 1.0], method="regmean", calibrations=[calibration(n, stems=(A, B)) for n in (1, 2)])
     assert len(calls) == 1
 

@@ -13,8 +13,8 @@ from .spectral import canonical
 
 __all__ = ["DAMPING", "RegMean"]
 
-DAMPING = 1e-3
-"""Added to the diagonal, as a share of the mean eigenvalue: what no input has would be divided by nothing."""
+DAMPING = 1e-2
+"""Added to the diagonal, as a share of the mean eigenvalue: directions without inputs hold rounding alone."""
 
 _CACHED = 8  # factors at once; q, k and v of a block read the same, and all blocks read the same text
 
@@ -49,19 +49,31 @@ class RegMean:
         device = layers.svds[0].u.device
         parts = [(1.0, own) for own, _ in layers.moments] + [(share, prior) for _, prior in layers.moments]
         gram = torch.stack([part * _dense(moments.to(device)) for part, moments in parts]).sum(0)
-        mean = gram.diagonal().mean()
-        gram.diagonal().add_(DAMPING * mean if mean else 1.0)
-        factor: Tensor = torch.linalg.cholesky(gram)
+        factor = _cholesky(gram)
         self._factors[key] = factor, layers.moments  # the moments too: an id is only theirs while they live
         if len(self._factors) > _CACHED:
             self._factors.popitem(last=False)
         return factor
 
 
+def _cholesky(gram: Tensor) -> Tensor:
+    """L of gram + damping · I = L · L^T; what rounding in the moments made negative is taken for 0."""
+    damping = DAMPING * gram.diagonal().mean()
+    damping = torch.where(damping > 0, damping, torch.ones_like(damping))
+    damped = gram + damping * torch.eye(len(gram)).to(gram)
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed):
+        values, vectors = torch.linalg.eigh(damped)
+        factor = torch.linalg.cholesky((vectors * torch.maximum(values, damping)) @ vectors.mT)
+    return factor
+
+
 def _dense(moments: Moments) -> Tensor:
     """C (in, in) in float64."""
-    if moments.matrix is not None:
-        return moments.matrix.double()
+    matrix = moments.matrix
+    if matrix is not None:
+        return matrix.double()
     assert moments.vectors is not None and moments.values is not None
     vectors, rest = moments.vectors.double(), moments.rest
     found: Tensor = (vectors * (moments.values.double() - rest)) @ vectors.T

@@ -160,7 +160,7 @@ def _told(pair: PairReport) -> str:
 def _same_down(pair: PairReport) -> str:
     return (
         f"{pair.first} and {pair.second} read the same in {pair.same_down:.0%} of their layers but write elsewhere:"
-        " they seem to have begun with the same random numbers, so that this overlap says nothing about what they learned;"
+        " they seem to have begun with the same random numbers, and this overlap says nothing about what they learned;"
         " train one of them with another seed"
     )
 

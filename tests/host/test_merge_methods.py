@@ -68,6 +68,18 @@ def test_each_method_draws_and_its_file_loads_natively(server: Server, pair: lis
     assert np.abs(ours - one).mean() > 0.5, "the second adapter does nothing"
 
 
+def test_regmean_merges_with_the_calibrations_of_the_graph(server: Server, pair: list[str]) -> None:
+    graph = drawing(merging(pair, "regmean", calibration_a=["calibrate", 0], calibration_b=["calibrate", 0]))
+    data = {"folder": "pictures", "clip": ["checkpoint", 1], "vae": ["checkpoint", 2], "trigger_word": "stripes"}
+    graph["data"] = {"class_type": "TriLoRADataset", "inputs": {**data, "resolution": workflow.SIDE}}
+    inputs = {"model": ["checkpoint", 0], "dataset": ["data", 0], "prior_prompts": "a cat\na house"}
+    graph["calibrate"] = {"class_type": "TriLoRACalibrate", "inputs": inputs}
+    merged = picture(server, graph)
+    base = picture(server, workflow.sampling())
+    assert np.abs(merged - base).mean() > 0.5
+    assert np.abs(merged - picture(server, drawing(merging(pair, "sum")))).mean() > 0.5
+
+
 def test_an_energy_cut_makes_a_smaller_file(server: Server, pair: list[str]) -> None:
     files = workflow.files_below(server.loras)
     server.client.run(drawing(merging(pair, "sum", keep_energy=0.5)))

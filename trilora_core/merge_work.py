@@ -18,7 +18,7 @@ from .fileformat import Adapter, Layer
 from .merge_methods import Layers, Merged, MergeOptions, Merger, combined, filled
 from .merge_report import Interference, LayerReport, MergeReport, interference, pair_reports
 from .moments import Moments
-from .spectral import SVD, cut_rank, energy
+from .spectral import SVD, cut_rank, energy, rank_holding
 
 __all__ = ["Method", "Work"]
 
@@ -200,8 +200,7 @@ def _cut(svd: SVD, whole: Tensor, options: MergeOptions) -> SVD:
     """One layer at the asked rank, or at the smaller one that holds the asked share of the energy `whole`."""
     rank = options.rank or len(svd.s)
     if options.keep_energy < 1:
-        held = svd.s.double().square().cumsum(-1)
-        rank = min(rank, int((held < options.keep_energy * whole).sum()) + 1)
+        rank = min(rank, rank_holding(svd.s, options.keep_energy, whole))
     return cut_rank(svd, rank)[0]
 
 

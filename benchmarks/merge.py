@@ -8,7 +8,9 @@ are their time multiplied by the count; the first lines merge five whole adapter
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -163,10 +165,27 @@ def table(name: str, shapes: Sequence[Shape], ranks: Sequence[int], count: int) 
         print(f"| {method} | {' | '.join(cells)} |", flush=True)
 
 
-def memory(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at its highest."""
+def memory() -> float:
+    """MiB that this process has in memory."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def peak(call: Callable[[], object]) -> tuple[float, float]:
+    """Process time in s, and MiB at most beyond those before, looked at every 5 ms."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed earlier would hide what is taken now
+    before, seen, done = memory(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            seen.append(memory())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    spent = seconds(call)
+    done.set()
+    thread.join()
+    return spent, max(seen) - before
 
 
 def whole_adapters(rank: int, count: int = 5) -> None:
@@ -176,10 +195,7 @@ def whole_adapters(rank: int, count: int = 5) -> None:
     numbers = sum(part.numel() for layer in made[0].layers.values() for part in layer.svd)
     print(f"\nSDXL, rank {rank}: {min(spent):.2f} s to draw and canonicalise an adapter of {numbers / 2**18:.0f} MiB")
     for method in ("sum", "knots", "tsv", "orthogonal"):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest mark starts anew
-        before = memory("VmRSS")
-        spent = seconds(lambda m=method: merge(made, [1.0] * count, method=m))
-        more = memory("VmHWM") - before
+        spent, more = peak(lambda m=method: merge(made, [1.0] * count, method=m))
         print(
             f"{count} of them by {method}: {spent:.2f} s, {more:.0f} MiB at most beside them, result included",
             flush=True,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from trilora_core import spectral
 from trilora_core.__main__ import main
 from trilora_core.fileformat import Adapter, Layer, read_adapter, tensor_hash, write_adapter
+from trilora_core.merge import METHODS
 
 STEMS = [
     f"lora_unet_{place}_attentions_0_transformer_blocks_0_attn{n}_to_{kind}"
@@ -65,12 +66,38 @@ def test_merge_of_three_at_a_rank_says_what_it_kept(make_file, tmp_path, capsys)
     assert "of the energy at rank 4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "regmean"])
+def test_every_method_merges_files_and_writes_a_report(make_file, tmp_path, capsys, method):
+    files = [str(make_file(name, seed)) for seed, name in enumerate("ab")]
+    out, told = tmp_path / "out.safetensors", tmp_path / "out.json"
+    argv = ["merge", *files, "--method", method, "--density", "0.6", "--seed", "3", "--report", str(told)]
+    assert main([*argv, "--output", str(out)]) == 0
+    record = json.loads(told.read_text(encoding="utf-8"))
+    assert record["method"] == method and set(record["layers"]) == set(STEMS)
+    assert record["pairs"][0]["layers"] == len(STEMS)
+    kept = json.loads(read_adapter(out).metadata["trilora.merge"])
+    assert (kept["method"], kept["density"], kept["seed"]) == (method, 0.6, 3)
+    assert "a and b overlap: write" in capsys.readouterr().out
+
+
+def test_merge_with_an_energy_cut(make_file, tmp_path):
+    files = [str(make_file(name, seed)) for seed, name in enumerate("ab")]
+    out = tmp_path / "out.safetensors"
+    assert main(["merge", *files, "--keep-energy", "0.7", "--output", str(out)]) == 0
+    assert max(len(layer.svd.s) for layer in read_adapter(out).layers.values()) < 6
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--weights", "1"], "2 files and 1 weights; give one weight for each file"),
         (["--weights", "1", "nan"], "wanted finite numbers"),
-        (["--rank", "-1"], "rank is -1; wanted 0"),
+        (["--density", "0"], "density is 0.0; wanted"),
+        (["--keep-energy", "2"], "keep_energy is 2.0; wanted"),
+        (["--method", "concatenate", "--rank", "4"], "take sum to cut"),
+        (["--method", "regmean"], "a.calibration.safetensors is not there; name them with --calibrations"),
+        (["--report", "out.txt"], "does not end in .json"),
+        (["--rank", "-1"], "rank is -1; wanted a whole number from 0 up"),
     ],
 )
 def test_merge_refuses(make_file, tmp_path, capsys, extra, message):

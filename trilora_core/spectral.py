@@ -257,12 +257,25 @@ def _stacked(names: Sequence[str], factors: Mapping[str, tuple[Tensor, Tensor]])
 def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
     """SVD of left (…, out, r) · right (…, r, in), signs fixed; s in float64.
 
-    The small core and the two thin products are in float64: they cost nothing, and TF32 cannot touch them.
+    The small core is in float64: it costs nothing. Q is never formed, its reflectors are applied to the core's vectors.
     """
-    left_basis, left_core = (part.double() for part in torch.linalg.qr(left))
-    right_basis, right_core = (part.double() for part in torch.linalg.qr(right.mT))
-    core_u, s, core_vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    return _signed(SVD((left_basis @ core_u).to(left), s, (core_vh @ right_basis.mT).to(left)))
+    left_reflectors, right_reflectors = torch.geqrf(left), torch.geqrf(right.mT)
+    core_u, s, core_vh = torch.linalg.svd(
+        _triangle(left_reflectors[0]) @ _triangle(right_reflectors[0]).mT, full_matrices=False
+    )
+    return _signed(SVD(_reflected(*left_reflectors, core_u), s, _reflected(*right_reflectors, core_vh.mT).mT))
+
+
+def _triangle(reflectors: Tensor) -> Tensor:
+    """R (…, min(n, r), r) of a QR decomposition as geqrf gives it, in float64."""
+    return reflectors[..., : reflectors.shape[-1], :].triu().double()
+
+
+def _reflected(reflectors: Tensor, tau: Tensor, columns: Tensor) -> Tensor:
+    """Q · columns (…, n, k), in the number format of the reflectors (…, n, r)."""
+    padded = reflectors.new_zeros(*reflectors.shape[:-1], columns.shape[-1])
+    padded[..., : columns.shape[-2], :] = columns
+    return torch.ormqr(reflectors[..., : tau.shape[-1]], tau, padded)
 
 
 def _signed(svd: SVD) -> SVD:

@@ -111,7 +111,10 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["trilora", "strength"],
         ["strength_end", "curve", "keyframe_count", "ranks", "strength_clip", "keyframes"],
     ),
-    "MergeTriLoRA": (["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"], []),
+    "MergeTriLoRA": (
+        ["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"],
+        ["density", "keep_energy", "seed", "prior_weight", "calibration_a", "calibration_b"],
+    ),
     "ResizeTriLoRA": (["trilora", "rank", "energy"], []),
     "ExtractTriLoRA": (["model_tuned", "model_base", "rank"], ["energy", "layers", "clip_tuned", "clip_base"]),
     "TriLoRASpectrum": (["trilora"], ["trilora_b", "trilora_c"]),
@@ -170,11 +173,17 @@ def test_outputs(info: dict[str, Any], node: str) -> None:
 
 @pytest.mark.parametrize(
     ("node", "name"),
-    [("TrainTriLoRA", "seed"), ("TriLoRAPriorPictures", "seed"), ("TriLoRAMonitorOptions", "preview_seed")],
+    [
+        ("TrainTriLoRA", "seed"),
+        ("TriLoRAPriorPictures", "seed"),
+        ("TriLoRAMonitorOptions", "preview_seed"),
+        ("MergeTriLoRA", "seed"),
+    ],
 )
 def test_seed_stays(info: dict[str, Any], node: str, name: str) -> None:
     """Else every press of Queue trains, or draws, anew."""
-    seed = info[node]["input"]["required"][name]
+    inputs = info[node]["input"]
+    seed = (inputs["required"] | inputs.get("optional", {}))[name]
     assert not seed[1].get("control_after_generate")
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from trilora_core.spectral import canonical, top_singular_values
+from trilora_core.randomized import top_singular_values
+from trilora_core.spectral import canonical, canonical_many, singular_values_many
 
 Shape = tuple[int, int]
 
@@ -162,6 +163,17 @@ def canonical_forms(repeats: int) -> None:
         )
 
 
+def looks_at_an_adapter(rank: int, repeats: int) -> None:
+    """What a look of --spectrum-every costs on an adapter of SDXL's size, beside its whole canonical form."""
+    shapes = sdxl_attention_shapes()
+    layers = {str(i): (torch.randn(out, rank), torch.randn(rank, in_)) for i, (out, in_) in enumerate(shapes)}
+    calls = {"values": lambda: singular_values_many(layers), "whole": lambda: canonical_many(layers)}
+    alternating(calls, 1)
+    found = alternating(calls, repeats)
+    text = f"{found['values']:.0f} ms; their canonical form: {found['whole']:.0f} ms"
+    print(f"\nSingular values of an adapter of {len(layers)} layers, rank {rank}: {text}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rank", type=int, default=16, help="top singular values wanted (default 16)")
@@ -175,6 +187,7 @@ def main() -> None:
     speed_by_rank(options.repeats)
     speed_of_batches(options.rank, options.repeats)
     canonical_forms(options.repeats)
+    looks_at_an_adapter(options.rank, options.repeats)
 
 
 if __name__ == "__main__":

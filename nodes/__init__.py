@@ -8,14 +8,19 @@ from .apply import ApplyTriLoRA
 from .calibrate import TriLoRACalibrate
 from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFromLatents
 from .dataset_options import TriLoRADatasetOptions
+from .extract import ExtractTriLoRA
 from .files import LoadTriLoRA, SaveTriLoRA
+from .hook import TriLoRAHook
 from .host import routes
 from .layer_options import TriLoRALayerOptions
 from .merge import MergeTriLoRA
 from .monitor_options import TriLoRAMonitorOptions
 from .options import TriLoRAOptimizerOptions
+from .preset import TriLoRAPreset
 from .prior import TriLoRAPriorPictures
 from .report import TriLoRADatasetReport
+from .resize import ResizeTriLoRA
+from .spectrum import TriLoRASpectrum
 from .train import TrainTriLoRA
 
 __all__ = ["NODES", "TriLoRAExtension"]
@@ -27,6 +32,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     TriLoRADatasetOptions,
     TriLoRADatasetReport,
     TriLoRAPriorPictures,
+    TriLoRAPreset,
     TriLoRAOptimizerOptions,
     TriLoRALayerOptions,
     TriLoRAMonitorOptions,
@@ -35,7 +41,11 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     SaveTriLoRA,
     LoadTriLoRA,
     ApplyTriLoRA,
+    TriLoRAHook,
     MergeTriLoRA,
+    ResizeTriLoRA,
+    ExtractTriLoRA,
+    TriLoRASpectrum,
 )
 
 

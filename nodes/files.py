@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..trilora_core.cover import to_picture, with_cover, write_preview
 from ..trilora_core.fileformat import Adapter, read_adapter, write_adapter
+from ..trilora_core.metadata import describe
+from .host.events import announce
 from .host.paths import check_lora, lora_file, lora_files, lora_fingerprint, numbered_file
 from .sockets import CATEGORY, AdapterSocket
 
@@ -41,16 +44,29 @@ class SaveTriLoRA(io.ComfyNode):
                     tooltip="Number format. fp16: half the size of fp32, exact to 0.0003 of the change. "
                     "bf16: the same size, exact to 0.003. fp32: for further work on the adapter.",
                 ),
+                io.Image.Input(
+                    "cover",
+                    optional=True,
+                    tooltip="A picture that shows what the adapter does, for model browsers: it goes into the file, "
+                    "small, and beside it as NAME.preview.jpg.",
+                ),
             ],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, trilora: Adapter, filename_prefix: str, dtype: str) -> io.NodeOutput:
-        """Write the file and say where."""
+    def execute(
+        cls, trilora: Adapter, filename_prefix: str, dtype: str, cover: torch.Tensor | None = None
+    ) -> io.NodeOutput:
+        """Write the file, with its cover, and say where."""
         path = numbered_file(filename_prefix)
-        write_adapter(path, trilora, dtype=DTYPES[dtype])
+        if cover is None:
+            write_adapter(path, trilora, dtype=DTYPES[dtype])
+        else:
+            picture = to_picture(cover[0].movedim(-1, 0))
+            write_adapter(path, with_cover(trilora, picture), dtype=DTYPES[dtype])
+            write_preview(path, picture)
         return io.NodeOutput(ui=ui.PreviewText(str(path)))
 
 
@@ -73,6 +89,7 @@ class LoadTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[AdapterSocket.Output(display_name="trilora", tooltip="To Apply, Merge or Save TriLoRA.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -87,5 +104,8 @@ class LoadTriLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        """Read the file."""
-        return io.NodeOutput(read_adapter(lora_file(lora_name)))
+        """Read the file, and say what it is for."""
+        adapter = read_adapter(lora_file(lora_name))
+        text = describe(adapter)
+        announce(cls.hidden.unique_id, text)
+        return io.NodeOutput(adapter, ui=ui.PreviewText(text))  # ui: a cached run sends no progress text

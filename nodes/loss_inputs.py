@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..trilora_core.config import DRAWS, PRESERVES
 
-__all__ = ["loss_inputs", "preserve_inputs", "rate_inputs", "time_inputs"]
+__all__ = ["loss_inputs", "preserve_inputs", "rate_inputs", "text_inputs", "time_inputs"]
 
 
 def rate_inputs() -> list[io.Input]:
@@ -43,15 +43,34 @@ def rate_inputs() -> list[io.Input]:
     return [*rates, ema]
 
 
+def text_inputs() -> list[io.Input]:
+    """The rate of the text encoders."""
+    return [
+        io.Float.Input(
+            "text_encoder_rate",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.05,
+            round=False,
+            optional=True,
+            tooltip="Trains the data set's clip too (SD 1.5, SDXL): its learning rate as a multiple of learning_rate. "
+            "0.1 to 0.5 helps new words and subjects; more forgets what other words mean. Takes more time and memory. "
+            "0: the clip is not trained.",
+        ),
+    ]
+
+
 def time_inputs() -> list[io.Input]:
     """How much noise the pictures of a step get."""
     return [
         io.Combo.Input(
             "timesteps",
             options=list(DRAWS),
-            default="uniform",
+            default="auto",
             optional=True,
-            tooltip="How much noise the pictures of a step get. uniform: all amounts alike. logit-normal: mostly the "
+            tooltip="How much noise the pictures of a step get. auto: as the model was trained, logit-normal for SD3 "
+            "and Flux, uniform for the others. uniform: all amounts alike. logit-normal: mostly the "
             "middle ones, as SD3 was trained. shifted: more noise, as for large pictures in SD3 and Flux.",
         ),
         io.Float.Input(
@@ -70,7 +89,7 @@ def time_inputs() -> list[io.Input]:
             max=5.0,
             step=0.05,
             optional=True,
-            tooltip="With timesteps at logit-normal: how far the amounts of noise spread.",
+            tooltip="With logit-normal times: how far the amounts of noise spread.",
         ),
         io.Float.Input(
             "shift",

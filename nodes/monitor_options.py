@@ -23,7 +23,7 @@ class TriLoRAMonitorOptions(io.ComfyNode):
             display_name="TriLoRA Monitor Options",
             category=CATEGORY,
             description="What Train TriLoRA watches on its way: validation, drift, previews; and which files it keeps.",
-            inputs=[*_validation_inputs(), *_preview_inputs(), *_file_inputs()],
+            inputs=[*_validation_inputs(), *_preview_inputs(), *_file_inputs(), *_later_inputs()],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
         )
 
@@ -40,6 +40,10 @@ class TriLoRAMonitorOptions(io.ComfyNode):
         keep_best: bool,
         keep_state: bool,
         options: TrainConfig | None = None,
+        spectrum_every: int = 0,
+        preview_steps: int = 20,
+        preview_cfg: float = 0.0,
+        preview_resolution: int = 0,
     ) -> io.NodeOutput:
         """Set this node's fields; the others stay as `options` had them."""
         watched = MonitorConfig(
@@ -52,6 +56,10 @@ class TriLoRAMonitorOptions(io.ComfyNode):
             keep_adapters=keep_adapters,
             keep_best=keep_best,
             keep_state=keep_state,
+            spectrum_every=spectrum_every,
+            preview_steps=preview_steps,
+            preview_cfg=preview_cfg,
+            preview_resolution=preview_resolution,
         )
         return io.NodeOutput(replace(options or TrainConfig(), monitor=watched))
 
@@ -136,5 +144,46 @@ def _file_inputs() -> list[io.Input]:
             "options",
             optional=True,
             tooltip="Options of another node: this one sets its own fields and keeps the rest.",
+        ),
+    ]
+
+
+def _later_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "spectrum_every",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip="Optimizer steps between two looks at the singular values of every layer: the node shows their "
+            "mean effective rank and their norm, the log keeps them all. A look takes a fraction of a second. 0: none.",
+        ),
+        io.Int.Input(
+            "preview_steps",
+            default=20,
+            min=1,
+            max=1000,
+            optional=True,
+            tooltip="Sampler steps of a preview. Fewer are faster, more show details.",
+        ),
+        io.Float.Input(
+            "preview_cfg",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            tooltip="Guidance (cfg) of the previews. 0: what is usual, 7 for SD 1.5 and SDXL, 4.5 for SD3, 1 for Flux. "
+            "Set it for distilled models, which often want 1 to 2.",
+        ),
+        io.Int.Input(
+            "preview_resolution",
+            default=0,
+            min=0,
+            max=16384,
+            step=8,
+            optional=True,
+            tooltip="Pixels of both sides of a preview. 0: the resolution of the data set.",
         ),
     ]

@@ -16,7 +16,7 @@ from ..trilora_core.config import (
     PreserveConfig,
     TrainConfig,
 )
-from .loss_inputs import loss_inputs, preserve_inputs, rate_inputs, time_inputs
+from .loss_inputs import loss_inputs, preserve_inputs, rate_inputs, text_inputs, time_inputs
 from .sockets import CATEGORY, OptionsSocket
 
 __all__ = ["TriLoRAOptimizerOptions"]
@@ -58,6 +58,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
                 *rate_inputs(),
                 *time_inputs(),
                 *loss_inputs(),
+                *text_inputs(),
                 *preserve_inputs(),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="To Train TriLoRA.")],
@@ -88,13 +89,14 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         sigma_rate: float = 1.0,
         down_rate: float = 1.0,
         ema: float = 0.0,
-        timesteps: str = "uniform",
+        timesteps: str = "auto",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         shift: float = 3.0,
         min_snr_gamma: float = 0.0,
         noise_offset: float = 0.0,
         orthogonality: float = 0.0,
+        text_encoder_rate: float = 0.0,
         preserve_base: str = "off",
         preserve_prompts: str = "",
     ) -> io.NodeOutput:
@@ -114,6 +116,7 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
             up_rate=up_rate,
             sigma_rate=sigma_rate,
             down_rate=down_rate,
+            text_encoder_rate=text_encoder_rate,
         )
         loss = LossConfig(timesteps, logit_mean, logit_std, shift, min_snr_gamma, noise_offset, orthogonality)
         lines = tuple(line.strip() for line in preserve_prompts.splitlines() if line.strip())

@@ -105,6 +105,11 @@ class TrainTriLoRA(io.ComfyNode):
                 AdapterSocket.Output(display_name="trilora", tooltip="The trained adapter, as it lies in its file."),
                 io.Model.Output(display_name="model", tooltip="The model with the adapter on it at strength 1."),
                 io.LossMap.Output(display_name="loss", tooltip="The loss of every step."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The data set's clip with the adapter on it at strength 1; the same clip unless the text "
+                    "encoder was trained. Empty for a data set of latents.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -142,8 +147,8 @@ class TrainTriLoRA(io.ComfyNode):
             vae=dataset.vae,
             calibration=calibration,
         )
-        trained, _ = apply(outcome.adapter, model, 1.0)
-        return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, ui=ui.PreviewText(text))
+        trained, clip = apply(outcome.adapter, model, 1.0, dataset.clip)
+        return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, clip, ui=ui.PreviewText(text))
 
 
 def _configured(

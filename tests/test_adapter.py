@@ -55,6 +55,33 @@ def test_inits_of_sigma_against_a_dense_svd(init):
     assert adapter.branches["a"].down.std().item() == pytest.approx(1 / 4, rel=0.25)
 
 
+@pytest.mark.parametrize("init", sorted(SIGMA_INITS.keys() - {"contrast"}))
+def test_a_trained_sigma_is_not_the_start_of_the_next_run(init):
+    """The singular values of a weight are computed once in a process; training must not move them."""
+    module = nn.Linear(12, 10)
+    first = make({"a": Target(module)}, rank=4, init=init).branches["a"].sigma
+    start = first.detach().clone()
+    with torch.no_grad():
+        first.mul_(3.0)
+    assert torch.equal(make({"a": Target(module)}, rank=4, init=init).branches["a"].sigma, start)
+
+
+def test_what_is_read_of_a_weight_starts_sigma_and_its_shape_needs_no_reading():
+    module, reads = nn.Linear(12, 10), []
+
+    def doubled(weight):
+        reads.append(weight)
+        return 2 * weight
+
+    plain = make({"a": Target(module)}, rank=4, init="svd").branches["a"].sigma
+    target = Target(module, read=doubled)
+    assert torch.allclose(make({"a": target}, rank=4, init="svd").branches["a"].sigma, 2 * plain)
+    count = len(reads)
+    assert target.shape == (10, 12) and Target(module, (2, 6), read=doubled).shape == (4, 12)
+    assert Target(nn.Conv2d(3, 6, 3)).shape == (6, 27) and len(reads) == count
+    assert torch.equal(Target(module, (2, 6), read=doubled).base_weight(), 2 * module.weight[2:6])
+
+
 def test_zero_base_weight_starts_sigma_at_one():
     module = nn.Linear(8, 8, bias=False)
     nn.init.zeros_(module.weight)

@@ -155,7 +155,7 @@ def test_a_run_that_starts_from_it_learns_and_knows_what_it_started_from():
     adapter = TriLoRA.create(denoiser.targets(), config.adapter, seed=0, data_hash="", calibration=found)
     run = Run(config, denoiser, dataset, adapter)
     run.calibration_key = found.facts.key
-    assert run.fingerprint() == run_fingerprint(config, dataset.content_hash, "toy-0", "", found.facts.key)
+    assert run.fingerprint() == run_fingerprint(run.config, dataset.content_hash, "toy-0", "", found.facts.key)
     assert run.fingerprint() != run_fingerprint(config, dataset.content_hash, "toy-0")
     with adapter.attach(denoiser.targets()):
         losses = [step.loss for step in train(run)]

@@ -23,13 +23,18 @@ OPTIONS = {
         --prior-batch-size --cache-limit --rank --rank-cap --alpha --init --method --companion-rank --lr --optimizer
         --weight-decay --schedule --warmup-steps --clip-norm --accumulation --steps --epochs --batch-size --seed
         --precision --gradient-checkpointing --save-every --resume --dtype --plot --device --base-dtype --start-from
-        --layers --layers-include --layers-exclude --rank-dropout --up-rate --sigma-rate --down-rate --ema --timesteps
+        --layers --layers-include --layers-exclude --rank-dropout --up-rate --sigma-rate --down-rate
+        --text-encoder-rate --ema --timesteps
         --logit-mean --logit-std --shift --min-snr-gamma --noise-offset --orthogonality --validation-share
         --validate-every --patience --preview-every --preview-prompts --preview-seed --keep-adapters --keep-best
         --keep-state""",
     "apply": """--model --adapter --output --prompt --strength --seed --negative --steps --guidance --resolution
-        --device --base-dtype""",
+        --keep-rank --keep-energy --tone --normalize --block-preset --blocks --device --base-dtype""",
     "merge": "--weights --method --rank --dtype --output",
+    "resize": "--rank --energy --dtype --output",
+    "extract": """--rank --energy --layers --layers-include --layers-exclude --no-text-encoder --device --dtype
+        --output""",
+    "convert": "--to --dtype --output",
     "inspect": "--json --layers --plot",
     "demo": "--output --steps --seed",
 }
@@ -55,7 +60,10 @@ def test_help_of_a_verb_names_every_option_and_gives_examples(verb, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["fly"], "error: there is no verb 'fly'; known: dataset, train, apply, merge, inspect, demo"),
+        (
+            ["fly"],
+            f"error: there is no verb 'fly'; known: {', '.join(VERBS)}",
+        ),
         (["inspect"], "the following arguments are required: FILE"),
         (["inspect", "a.safetensors", "--colour"], "unrecognized arguments: --colour"),
         (["merge", "a", "--rank", "two", "--output", "b"], "argument --rank: 'two' is not a whole number"),

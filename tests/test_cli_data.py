@@ -99,6 +99,8 @@ def test_every_option_has_a_flag():
         ("--up-rate 4", "train.optimizer.up_rate", 4.0),
         ("--sigma-rate 0", "train.optimizer.sigma_rate", 0.0),
         ("--down-rate 0.5", "train.optimizer.down_rate", 0.5),
+        ("--text-encoder-rate 0.5", "train.optimizer.text_encoder_rate", 0.5),
+        ("--rank energy:0.9 --rank-cap 64", "train.adapter.rank_cap", 64),
         ("--ema 0.99", "train.ema", 0.99),
         ("--timesteps shifted", "train.loss.timesteps", "shifted"),
         ("--timesteps shifted --shift 2", "train.loss.shift", 2.0),
@@ -189,6 +191,7 @@ def test_toml_has_the_same_names_and_flags_win(tmp_path):
     [
         ("--epochs 2 --steps 9", "--steps and --epochs were both given; choose one"),
         ("--mask-alpha --masks folder", "--mask-alpha and --masks were both given; choose one"),
+        ("--rank-cap 64", "--rank-cap does nothing without --rank energy:0.9; add it, or leave --rank-cap out"),
         ("--crops 3", "--crops does nothing without --random-crop; add it, or leave --crops out"),
         ("--keep-tags 3", "--keep-tags does nothing without --shuffle-captions"),
         ("--caption-variants 3", "--caption-variants does nothing without --shuffle-captions"),

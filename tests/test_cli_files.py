@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from trilora_core import spectral
 from trilora_core.__main__ import main
-from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
+from trilora_core.fileformat import Adapter, Layer, read_adapter, tensor_hash, write_adapter
+from trilora_core.merge import METHODS
 
 STEMS = [
     f"lora_unet_{place}_attentions_0_transformer_blocks_0_attn{n}_to_{kind}"
@@ -65,12 +66,38 @@ def test_merge_of_three_at_a_rank_says_what_it_kept(make_file, tmp_path, capsys)
     assert "of the energy at rank 4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "regmean"])
+def test_every_method_merges_files_and_writes_a_report(make_file, tmp_path, capsys, method):
+    files = [str(make_file(name, seed)) for seed, name in enumerate("ab")]
+    out, told = tmp_path / "out.safetensors", tmp_path / "out.json"
+    argv = ["merge", *files, "--method", method, "--density", "0.6", "--seed", "3", "--report", str(told)]
+    assert main([*argv, "--output", str(out)]) == 0
+    record = json.loads(told.read_text(encoding="utf-8"))
+    assert record["method"] == method and set(record["layers"]) == set(STEMS)
+    assert record["pairs"][0]["layers"] == len(STEMS)
+    kept = json.loads(read_adapter(out).metadata["trilora.merge"])
+    assert (kept["method"], kept["density"], kept["seed"]) == (method, 0.6, 3)
+    assert "a and b overlap: write" in capsys.readouterr().out
+
+
+def test_merge_with_an_energy_cut(make_file, tmp_path):
+    files = [str(make_file(name, seed)) for seed, name in enumerate("ab")]
+    out = tmp_path / "out.safetensors"
+    assert main(["merge", *files, "--keep-energy", "0.7", "--output", str(out)]) == 0
+    assert max(len(layer.svd.s) for layer in read_adapter(out).layers.values()) < 6
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--weights", "1"], "2 files and 1 weights; give one weight for each file"),
         (["--weights", "1", "nan"], "wanted finite numbers"),
-        (["--rank", "-1"], "rank is -1; wanted 0"),
+        (["--density", "0"], "density is 0.0; wanted"),
+        (["--keep-energy", "2"], "keep_energy is 2.0; wanted"),
+        (["--method", "concatenate", "--rank", "4"], "take sum to cut"),
+        (["--method", "regmean"], "a.calibration.safetensors is not there; name them with --calibrations"),
+        (["--report", "out.txt"], "does not end in .json"),
+        (["--rank", "-1"], "rank is -1; wanted a whole number from 0 up"),
     ],
 )
 def test_merge_refuses(make_file, tmp_path, capsys, extra, message):
@@ -160,3 +187,54 @@ def test_a_pickle_is_never_opened(tmp_path, capsys):
     torch.save({"a": torch.zeros(2)}, path)
     assert main(["inspect", str(path)]) == 2
     assert "pickle" in capsys.readouterr().err
+
+
+def test_resize_by_rank_and_by_energy(make_file, tmp_path, capsys):
+    source, out = make_file("a", 1, rank=6), tmp_path / "small.safetensors"
+    assert main(["resize", str(source), "--rank", "2", "--output", str(out)]) == 0
+    assert {len(layer.svd.s) for layer in read_adapter(out).layers.values()} == {2}
+    assert "rank 6 to rank 2 in 8 layers" in capsys.readouterr().out
+    assert main(["resize", str(source), "--energy", "0.6", "--rank", "3", "--output", str(out)]) == 0
+    before, after = read_adapter(source), read_adapter(out)
+    for stem, layer in before.layers.items():
+        held = layer.svd.s.square().cumsum(0) / layer.svd.s.square().sum()
+        assert len(after.layers[stem].svd.s) == min(3, int((held < 0.6).sum()) + 1)
+    for wrong, message in ((["--rank", "0"], "rank is 0"), (["--energy", "2"], "energy is 2"), ([], "--energy 0.95")):
+        assert main(["resize", str(source), *wrong, "--output", str(out)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_convert_keeps_the_number_format(make_file, tmp_path, capsys):
+    source, peft, back = make_file("a", 1), tmp_path / "peft.safetensors", tmp_path / "back.safetensors"
+    assert main(["convert", str(source), "--to", "peft", "--output", str(peft)]) == 0
+    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q" in capsys.readouterr().out
+    assert main(["convert", str(peft), "--to", "kohya", "--output", str(back)]) == 0
+    head, tail = source.read_bytes(), back.read_bytes()
+    assert head[8 + int.from_bytes(head[:8], "little") :] == tail[8 + int.from_bytes(tail[:8], "little") :]
+
+
+def test_inspect_compares_several_and_tells_what_was_done(make_file, tmp_path, capsys):
+    a, b, small = make_file("a", 1), make_file("b", 2), tmp_path / "small.safetensors"
+    main(["resize", str(a), "--rank", "1", "--output", str(small)])
+    capsys.readouterr()
+    picture = tmp_path / "both.png"
+    assert main(["inspect", str(a), str(b), str(small), "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "a and b: " in out and "of what they write overlaps" in out
+    assert "of the energy kept" in out and f"{tensor_hash(small)}" in out
+    with Image.open(picture) as drawn:
+        assert drawn.width == 1800
+    assert main(["inspect", str(a), str(b), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [entry["sha256"] for entry in told["files"]] == [tensor_hash(a), tensor_hash(b)] and len(
+        told["overlap"]
+    ) == 1
+
+
+def test_inspect_says_when_tensors_were_changed_behind_the_metadata(make_file, capsys):
+    file = make_file("a", 1)
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(bytes(data))
+    assert main(["inspect", str(file)]) == 0
+    assert "the tensors were changed since" in capsys.readouterr().out

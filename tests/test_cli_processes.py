@@ -14,18 +14,20 @@ import pytest
 import torch
 
 from tests.tiny_pipeline import write_pictures, write_pipeline
-from tests.toy import ToyDenoiser, toy_dataset
+from tests.toy import ToyDenoiser, ToyTextEncoder, toy_dataset, with_texts
 from trilora_core.__main__ import main
 from trilora_core.adapter import TriLoRA
 from trilora_core.cli.processes import Crew
-from trilora_core.config import AdapterConfig, TrainConfig
+from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_adapter, read_metadata
-from trilora_core.train import Run
+from trilora_core.optim import set_rate
+from trilora_core.train import Run, targets_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each of two processes does: two steps on its share of the toy data, then all of it for the test to compare.
+# What each of two processes does: a step on its share of the toy data. The gradients that it stepped with and the whole
+# adapter are for the test to compare.
 WORKER = """
 import sys
 import torch
@@ -35,10 +37,13 @@ from trilora_core.cli.processes import averaged_gradients, follow, join
 torch.set_num_threads(1)
 with join("cpu") as crew:
     run = toy_run(crew)
-    with averaged_gradients(run.trainable, crew):
+    named, kept = dict(run.trainable.named_parameters()), {}
+    run.optimizer.register_step_pre_hook(
+        lambda *_: kept.update({f"{name}.grad": value.grad.clone() for name, value in named.items()})
+    )
+    with averaged_gradients(run, crew):
         follow(run)
-    tensors = {name: value.detach() for name, value in run.trainable.named_parameters()}
-    torch.save(tensors, f"{sys.argv[1]}/{crew.rank}.pt")
+    torch.save(kept | {name: value.detach() for name, value in named.items()}, f"{sys.argv[1]}/{crew.rank}.pt")
 """
 
 # The first process takes its time to make a file, which both read, and then refuses something.
@@ -71,16 +76,25 @@ def _cache(tmp_path, monkeypatch):
 
 
 def toy_run(crew: Crew) -> Run:
-    config = TrainConfig(steps=1, batch_size=2, adapter=AdapterConfig(rank=2))
-    denoiser, dataset = ToyDenoiser(), toy_dataset(4)
-    adapter = TriLoRA.create(denoiser.targets(), config.adapter, seed=0, data_hash=dataset.content_hash)
-    return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter)
+    """Text encoder and checkpointing included; the second process has pictures of unlike shapes in its batch."""
+    optimizer = OptimizerConfig(text_encoder_rate=0.5, clip_norm=0.0)
+    config = TrainConfig(
+        steps=1, batch_size=2, gradient_checkpointing=True, adapter=AdapterConfig(rank=2), optimizer=optimizer
+    )
+    dataset = with_texts(toy_dataset(4, sizes=((4, 4), (4, 4), (4, 4), (2, 6))), ToyTextEncoder())
+    denoiser, text = ToyDenoiser(), ToyTextEncoder()
+    targets = targets_of(config, denoiser, text)
+    adapter = TriLoRA.create(targets, config.adapter, seed=0, data_hash=dataset.content_hash)
+    with torch.no_grad():
+        for index, branch in enumerate(adapter.branches.values()):
+            branch.up.normal_(std=0.1, generator=torch.Generator().manual_seed(index))
+    return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, text=text)
 
 
 def gradients(crew: Crew) -> dict[str, torch.Tensor]:
     """Of the first step of one process, before anything is averaged, clipped or applied."""
     run = toy_run(crew)
-    with run.trainable.attach(run.denoiser.targets()):
+    with run.trainable.attach(run.targets()):
         run._backward(0)
     return {name: value.grad for name, value in run.trainable.named_parameters()}
 
@@ -92,11 +106,10 @@ def expected() -> dict[str, torch.Tensor]:
     run = toy_run(Crew())
     for name, parameter in run.trainable.named_parameters():
         parameter.grad = (first[name] + second[name]) / 2
-    torch.nn.utils.clip_grad_norm_(run.trainable.trainable(), run.config.optimizer.clip_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.config.optimizer.learning_rate
+    set_rate(run.optimizer, run.config.optimizer.learning_rate)
     run.optimizer.step()
-    return {name: value.detach() for name, value in run.trainable.named_parameters()}
+    named = dict(run.trainable.named_parameters())
+    return {f"{name}.grad": value.grad for name, value in named.items()} | {n: v.detach() for n, v in named.items()}
 
 
 def free_port() -> str:

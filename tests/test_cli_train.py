@@ -212,6 +212,42 @@ def test_apply_changes_the_picture_and_strength_0_does_not(base, trained, tmp_pa
     assert ImageChops.difference(off, full).getbbox() is not None
 
 
+def test_apply_shapes_the_adapter(base, trained, tmp_path, capsys):
+    def draw(name: str, *extra: str) -> Image.Image:
+        argv = ["apply", "--model", str(base), "--adapter", str(trained), "--prompt", "a red square", "--seed", "3"]
+        path = tmp_path / f"{name}.png"
+        assert main([*argv, "--steps", "2", *extra, "--output", str(path)]) == 0
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
+    def differ(one: Image.Image, other: Image.Image) -> int:
+        return max(high for _, high in ImageChops.difference(one, other).getextrema())
+
+    full = draw("full", "--strength", "20")
+    assert differ(draw("none", "--strength", "20", "--block-preset", "NONE"), draw("off", "--strength", "0")) == 0
+    assert differ(draw("half", "--strength", "20", "--blocks", "*:0.5"), draw("ten", "--strength", "10")) <= 1
+    for number, extra in enumerate((["--keep-rank", "1"], ["--tone", "4"], ["--keep-energy", "0.3", "--normalize"])):
+        assert differ(draw(f"shaped{number}", "--strength", "20", *extra), full) > 0, extra
+    argv = [
+        "apply",
+        "--model",
+        str(base),
+        "--adapter",
+        str(trained),
+        "--prompt",
+        "x",
+        "--output",
+        str(tmp_path / "x.png"),
+    ]
+    for extra, said in (
+        (["--keep-rank", "99"], "error: keep_rank is 99, but the adapter's highest rank is"),
+        (["--keep-energy", "0"], "error: keep_energy is 0.0; wanted a finite number above 0"),
+        (["--blocks", "IN04:x"], "error: blocks, character 6: found 'x', expected a number"),
+    ):
+        assert main([*argv, *extra]) == 2
+        assert capsys.readouterr().err.startswith(said)
+
+
 def test_several_strengths_and_prompts_make_a_labelled_grid(base, trained, tmp_path):
     path = tmp_path / "grid.png"
     argv = ["apply", "--model", str(base), "--adapter", str(trained), "--prompt", "a red square", "a blue square"]

@@ -54,7 +54,11 @@ def allowed(path: Path) -> set[str]:
     name = relative(path).removeprefix("trilora_core/")
     if name.startswith(("backend_diffusers", "cli/", "demo/")):
         return EVERYWHERE | PIPELINES | {"tomli"}
-    own = {"plots.py": {"matplotlib"}, "evaluate.py": {"torchmetrics"}, "optim.py": OPTIMIZERS}
+    own = {
+        "plots.py": {"matplotlib"},
+        "evaluate.py": {"torchmetrics"},
+        "optim.py": OPTIMIZERS,
+    }
     return EVERYWHERE | own.get(name, set())
 
 

@@ -13,7 +13,7 @@ from trilora_core.adapter import TriLoRA
 from trilora_core.config import LAYERS, AdapterConfig, LayerConfig
 from trilora_core.errors import InputError
 from trilora_core.keys import stem_of_diffusers_module
-from trilora_core.layers import CHOICES, KINDS, choose, kind_of, kinds_of
+from trilora_core.layers import CHOICES, KINDS, choose, choose_text, kind_of, kinds_of, text_kinds
 
 KIND_OF = {
     ("sd15", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"): "self",
@@ -146,3 +146,51 @@ def test_an_adapter_has_the_chosen_layers_only() -> None:
     with adapter.attach(denoiser.targets(layers)):
         hooked = [name for name, module in denoiser.model.named_modules() if module._forward_hooks]
     assert hooked == ["blocks.1.to_q", "blocks.1.to_k", "blocks.1.qv"]
+
+
+def clip_stems(encoder: str, count: int) -> list[str]:
+    parts = [f"self_attn_{name}_proj" for name in ("k", "v", "q", "out")] + ["mlp_fc1", "mlp_fc2"]
+    rest = [f"{encoder}_text_model_embeddings_token_embedding", f"{encoder}_text_projection"]
+    return [f"{encoder}_text_model_encoder_layers_{n}_{part}" for n in range(count) for part in parts] + rest
+
+
+def test_text_encoders_offer_attention_and_feed_forward_of_each_layer() -> None:
+    kinds = text_kinds(clip_stems("lora_te", 12), "sd15")
+    assert Counter(kinds.values()) == {"self": 48, "ff": 24}  # kohya's trainer reports 72 modules
+    sizes = [len(choose_text(kinds, LayerConfig(which))) for which in LAYERS]
+    assert sizes == [48, 48, 72, 72]
+    two = text_kinds(clip_stems("lora_te1", 12) + clip_stems("lora_te2", 32), "sdxl")
+    assert Counter(two.values()) == {"self": 176, "ff": 88}
+
+
+def test_layers_whose_outcome_nobody_reads_are_not_offered() -> None:
+    stems = clip_stems("lora_te1", 3) + clip_stems("lora_te2", 2)
+    kinds = text_kinds(stems, "sdxl", {"lora_te1": 2})
+    assert kinds == {
+        stem: kind for stem, kind in text_kinds(stems, "sdxl").items() if "te1_text_model_encoder_layers_2" not in stem
+    }
+    assert len(kinds) == 24
+
+
+def test_each_model_has_its_own_text_encoders_and_some_have_none_to_train() -> None:
+    assert text_kinds(clip_stems("lora_te1", 1) + clip_stems("lora_te2", 1), "sd15") == {}
+    assert text_kinds(clip_stems("lora_te", 1), "sdxl") == {}
+    for architecture in ("flux", ""):
+        with pytest.raises(InputError, match=r"cannot be trained, only those of SD 1\.5 and SDXL; set it to 0"):
+            text_kinds(clip_stems("lora_te", 1), architecture)
+
+
+def test_patterns_hold_for_text_encoders_and_the_error_names_them() -> None:
+    kinds = text_kinds(clip_stems("lora_te", 2), "sd15")
+    chosen = choose_text(
+        kinds, LayerConfig("attention+ff", include=("lora_unet_*", "*text_model*fc?"), exclude=("*_0_*",))
+    )
+    assert chosen == [f"lora_te_text_model_encoder_layers_1_mlp_fc{n}" for n in (1, 2)]
+    with pytest.raises(InputError) as caught:
+        choose_text(kinds, LayerConfig(include=("*attn2*",)))
+    said = str(caught.value)
+    assert "the layer patterns leave no layer of the text encoders: include *attn2*" in said
+    assert "has 8 layers: lora_te_text_model_encoder_layers_0_self_attn_k_proj" in said
+    assert "or set text_encoder_rate to 0" in said
+    with pytest.raises(InputError, match="has no text encoder with a layer that can be trained"):
+        choose_text({}, LayerConfig(include=("*",)))

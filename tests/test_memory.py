@@ -84,7 +84,7 @@ def peak_of(run, steps: int) -> int:
     """Most bytes beyond the start that the allocator of the CPU had given to some steps, by torch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
-        run.trainable.attach(run.denoiser.targets()),
+        run.trainable.attach(run.targets()),
         torch.profiler.profile(activities=activities, profile_memory=True) as profile,
     ):
         for _ in range(steps):
@@ -146,7 +146,7 @@ def test_checkpointing_takes_less():
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree", "lion"])
 def test_the_state_of_every_optimizer_is_known_before_its_first_step(name):
-    optimizer = OptimizerConfig(name=name)
+    optimizer = OptimizerConfig(name=name, learning_rate=1.0)
     try:
         check_optimizer(optimizer)
     except InputError as error:

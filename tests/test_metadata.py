@@ -14,7 +14,7 @@ from trilora_core.adapter import TriLoRA
 from trilora_core.config import AdapterConfig, CaptionConfig, LayerConfig, TrainConfig, from_json
 from trilora_core.data import Dataset, load_folder
 from trilora_core.fileformat import Adapter, read_metadata, write_adapter
-from trilora_core.metadata import architecture_of, base_model, rank_summary, training_metadata, trigger_words
+from trilora_core.metadata import architecture_of, base_model, describe, rank_summary, training_metadata, trigger_words
 from trilora_core.train import Run
 
 STEM = "lora_unet_down_blocks_0_attentions_0_proj_in"
@@ -70,6 +70,8 @@ def test_a_run_is_described_for_every_reader(tmp_path):
         "ss_num_train_images": "6",
         "ss_steps": "2",
         "ss_seed": "3",
+        "ss_unet_lr": "0.0001",
+        "ss_text_encoder_lr": "0.0",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "cat",
@@ -172,3 +174,15 @@ def test_a_file_tells_the_rank_of_its_convolutions(tmp_path, kernel, given, writ
     told = {} if given is None else {"ss_network_args": given}
     write_adapter(tmp_path / "a.safetensors", Adapter({STEM: layer}, told))
     assert read_metadata(tmp_path / "a.safetensors").get("ss_network_args") == written
+
+
+def test_an_adapter_is_described_in_three_lines():
+    said = {"ss_sd_model_name": "dream.safetensors", "modelspec__trigger_phrase": "sks cat, ink"}
+    first, ranks, last = describe(make_adapter([STEM], **said)).splitlines()
+    assert first == "base model: dream.safetensors (sd15)"
+    assert ranks.startswith("rank 3 (effective ") and last == "trigger words: sks cat, ink"
+    known = make_adapter([STEM], modelspec__architecture="stable-diffusion-v1/lora").metadata
+    named = Adapter({STEM: make_layer(4, 4, 1)}, known)
+    assert describe(named).splitlines()[0] == "base model: stable-diffusion-v1/lora (sd15)"
+    silent = describe(make_adapter(["odd.layer"])).splitlines()
+    assert (silent[0], silent[2]) == ("base model: not said", "trigger words: none named")

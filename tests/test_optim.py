@@ -111,7 +111,16 @@ def test_nothing_to_train_is_refused():
 @pytest.mark.parametrize(
     ("options", "ema", "message"),
     [
-        ({"name": "prodigy", "sigma_rate": 0.5}, 0.0, "prodigy finds one rate for all .* sigma_rate 0.5"),
+        (
+            {"name": "prodigy", "learning_rate": 1.0, "sigma_rate": 0.5},
+            0.0,
+            "prodigy finds one rate for all .* sigma_rate 0.5",
+        ),
+        (
+            {"name": "prodigy", "learning_rate": 1e-4},
+            0.0,
+            "multiplies it by learning_rate, which is 0.0001, so next to nothing would be learned; set .* to 1",
+        ),
         ({"name": "schedulefree", "schedule": "cosine"}, 0.0, "schedule is 'cosine'; set schedule to constant"),
         ({"name": "schedulefree", "beta1": 0.0}, 0.0, "needs beta1 above 0"),
         ({"name": "schedulefree"}, 0.9, "ema is 0.9; set ema to 0"),
@@ -126,8 +135,10 @@ def test_what_does_not_go_together_is_refused(options, ema, message):
 
 def test_prodigy_may_hold_a_factor():
     pytest.importorskip("prodigyopt")
-    check_optimizer(OptimizerConfig(name="prodigy", sigma_rate=0.0))
-    check_optimizer(OptimizerConfig(name="prodigy", up_rate=0.5, sigma_rate=0.5, down_rate=0.5))
+    one = OptimizerConfig(name="prodigy", learning_rate=1.0)
+    check_optimizer(replace(one, sigma_rate=0.0))
+    check_optimizer(replace(one, up_rate=0.5, sigma_rate=0.5, down_rate=0.5))
+    check_optimizer(replace(one, learning_rate=0.01))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +155,7 @@ def test_an_absent_library_is_named_with_its_install_line(monkeypatch, name, mod
         monkeypatch.delitem(sys.modules, known)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=f"optimizer {name} needs the package {package}.*: pip install {package}$"):
-        check_optimizer(OptimizerConfig(name=name))
+        check_optimizer(OptimizerConfig(name=name, learning_rate=1.0))
     check_optimizer(OptimizerConfig())
 
 

@@ -5,11 +5,10 @@ import math
 
 import numpy
 import pytest
-import torch
 from PIL import Image
 
 from trilora_core.errors import InputError
-from trilora_core.plots import picture_grid, plot_losses, plot_spectrum, short_name, smooth
+from trilora_core.plots import picture_grid, plot_losses, short_name, smooth
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -17,10 +16,6 @@ matplotlib = pytest.importorskip("matplotlib")
 def colours(path) -> set[tuple[int, int, int]]:
     with Image.open(path) as picture:
         return {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
-
-
-def stems(count: int) -> list[str]:
-    return [f"lora_unet_down_blocks_{i}_attentions_0_transformer_blocks_0_attn1_to_q" for i in range(count)]
 
 
 def test_smooth_is_the_mean_of_the_window_and_skips_what_is_not_finite():
@@ -52,24 +47,6 @@ def test_no_losses_is_bad_input(tmp_path):
     with pytest.raises(InputError, match="no loss to plot"):
         plot_losses([], tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
-
-
-@pytest.mark.parametrize("count", [1, 6, 60])
-def test_spectra_of_mixed_rank_are_drawn(tmp_path, count):
-    path = tmp_path / "spectrum.png"
-    plot_spectrum({name: torch.logspace(0, -2, 3 + i % 3) for i, name in enumerate(stems(count))}, path)
-    assert len(colours(path)) > 50
-
-
-def test_a_zero_adapter_still_has_a_picture(tmp_path):
-    path = tmp_path / "spectrum.png"
-    plot_spectrum({name: torch.zeros(4) for name in stems(2)}, path)
-    assert path.stat().st_size > 1000
-
-
-def test_no_layers_is_bad_input(tmp_path):
-    with pytest.raises(InputError, match="no layers"):
-        plot_spectrum({}, tmp_path / "spectrum.png")
 
 
 def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path, monkeypatch):

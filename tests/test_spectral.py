@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.matrices import DOUBLE, assert_canonical, basis, dense, distance, draw
 from trilora_core import spectral
+from trilora_core.errors import InputError
+from trilora_core.randomized import top_singular_values, truncated_svd
 from trilora_core.spectral import (
     SVD,
     balanced,
@@ -22,50 +24,15 @@ from trilora_core.spectral import (
     effective_rank,
     energy,
     overlap,
-    rank_for_energy,
-    top_singular_values,
+    singular_values,
+    singular_values_many,
 )
 
 SHAPES = [(1, 1, 1), (5, 3, 1), (24, 16, 4), (16, 40, 7), (6, 30, 12), (30, 6, 12), (8, 8, 8), (4, 5, 20), (1, 9, 3)]
-DOUBLE = torch.float64
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
 
 
 def factors(out: int, in_: int, rank: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tensor]:
     return draw(out, rank, seed=2 * seed, dtype=dtype), draw(rank, in_, seed=2 * seed + 1, dtype=dtype)
-
-
-def dense(svd: SVD) -> Tensor:
-    return (svd.u * svd.s.unsqueeze(-2)) @ svd.vh
-
-
-def with_spectrum(out: int, in_: int, values: Tensor) -> Tensor:
-    """A matrix with these singular values and random directions."""
-    k = values.numel()
-    return (basis(out, k, 5) * values) @ basis(in_, k, 6).T
-
-
-@functools.cache
-def basis(size: int, k: int, seed: int) -> Tensor:
-    return torch.linalg.qr(draw(size, k, seed=seed)).Q
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
-
-
-def assert_canonical(svd: SVD, tolerance: float) -> None:
-    """Orthonormal, sorted, not negative, signs by the rule."""
-    k = svd.s.shape[-1]
-    eye = torch.eye(k, dtype=DOUBLE)
-    u, vh = svd.u.double(), svd.vh.double()
-    assert (u.mT @ u - eye).abs().max() < tolerance
-    assert (vh @ vh.mT - eye).abs().max() < tolerance
-    assert (svd.s >= 0).all() and (svd.s.diff() <= 0).all()
-    assert (u.gather(-2, u.abs().argmax(-2, keepdim=True)) > 0).all()
 
 
 # --- canonical form ------------------------------------------------------------------------------------------------
@@ -186,7 +153,7 @@ def test_no_gradient_flows_and_the_input_is_left_alone() -> None:
     before = up.clone()
     svd = canonical(up.requires_grad_(), down)
     assert torch.equal(up.detach(), before)
-    found = (*svd, *canonical_many({"a": (up, down)})["a"], top_singular_values(up, 2))
+    found = (*svd, *canonical_many({"a": (up, down)})["a"], top_singular_values(up, 2), *truncated_svd(up, 2)[0])
     assert not any(part.requires_grad for part in found)
 
 
@@ -228,6 +195,33 @@ def test_many_layers_equal_single_layers(monkeypatch: pytest.MonkeyPatch, number
     for name, (up, down) in layers.items():
         for part, expected in zip(many[name], canonical(up, down), strict=True):
             torch.testing.assert_close(part, expected)
+
+
+@pytest.mark.parametrize(("out", "in_", "rank"), SHAPES)
+def test_singular_values_alone_are_those_of_the_canonical_form(out: int, in_: int, rank: int) -> None:
+    up, down = factors(out, in_, rank)
+    found = singular_values(up, down)
+    assert found.shape == (min(out, in_, rank),)
+    assert torch.allclose(found, torch.linalg.svdvals(up @ down)[: len(found)], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [1, 1 << 24])
+def test_singular_values_of_many_layers_in_any_batches(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(spectral, "_BATCH_NUMBERS", numbers)
+    layers = {f"layer {i}": factors(*SHAPES[i % 5], seed=i, dtype=torch.float32) for i in range(9)}
+    found = singular_values_many(layers)
+    assert list(found) == list(layers)
+    for name, (up, down) in layers.items():
+        exact = canonical(up, down).s
+        assert torch.allclose(found[name], exact, rtol=1e-5, atol=1e-6 * float(exact[0]))
+    assert singular_values_many({}) == {}
+
+
+def test_singular_values_of_sizes_out_of_range() -> None:
+    up, down = factors(6, 5, 2, dtype=torch.float32)
+    assert torch.allclose(singular_values(up * 1e-30, down * 1e-6), canonical(up * 1e-30, down * 1e-6).s, rtol=1e-5)
+    with pytest.raises(InputError, match="layer a: up or down holds NaN"):
+        singular_values_many({"a": (up * float("nan"), down)})
 
 
 def test_no_layers_give_no_layers() -> None:
@@ -393,116 +387,6 @@ def test_combine_takes_a_batch() -> None:
     torch.testing.assert_close(dense(combine([a, b], [0.5, -2.0])), 0.5 * dense(a) - 2 * dense(b))
 
 
-# --- singular values of base weights -------------------------------------------------------------------------------
-
-SPECTRA = {
-    "1/i": lambda i: 1 / i,
-    "1/sqrt(i)": lambda i: i**-0.5,
-    "exp(-i/40)": lambda i: torch.exp(-i / 40),
-    "exp(-i/4)": lambda i: torch.exp(-i / 4).clamp_min(1e-9),
-    "spikes": lambda i: torch.where(i < 9, 100.0, 1.0),
-}
-
-
-@pytest.mark.parametrize("rank", [1, 4, 16, 40, 64])  # randomized up to 16, Gram above, at this side
-@pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize(("out", "in_"), [(384, 400), (400, 384)])
-def test_top_values_within_one_percent_on_decaying_spectra(out: int, in_: int, name: str, rank: int) -> None:
-    spectrum = SPECTRA[name](torch.arange(1, 385, dtype=DOUBLE))
-    weight = with_spectrum(out, in_, spectrum).float()
-    values = top_singular_values(weight, rank)
-    assert values.shape == (rank,) and values.dtype == torch.float32
-    if name == "exp(-i/4)":  # below 1e-6 of the largest nothing is left in float32
-        assert (values - spectrum[:rank]).abs().max() < 1e-6
-        values, spectrum = values[:40], spectrum[:40]
-    assert ((values - spectrum[: values.numel()]).abs() / spectrum[: values.numel()]).max() < 0.01
-
-
-def test_top_values_of_a_flat_spectrum_are_close_and_never_above() -> None:
-    weight = draw(512, 512, dtype=torch.float32)
-    exact = torch.linalg.svdvals(weight.double())[:16]
-    values = top_singular_values(weight, 16)
-    assert (values <= exact * (1 + 1e-5)).all()
-    assert (values / exact).min() > 0.95
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 2), (20, 50), (128, 129), (140, 130)])
-@pytest.mark.parametrize("rank", [1, 3, 1000])
-def test_small_matrices_and_ranks_above_the_shape(shape: tuple[int, int], rank: int) -> None:
-    weight = draw(*shape)
-    values = top_singular_values(weight, rank)
-    assert values.shape == (min(rank, *shape),)
-    torch.testing.assert_close(values, torch.linalg.svdvals(weight)[:rank], rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_narrow_weights(dtype: torch.dtype) -> None:
-    weight = with_spectrum(300, 320, 30 / torch.arange(1, 301, dtype=DOUBLE)).to(dtype)
-    exact = torch.linalg.svdvals(weight.double())[:6]
-    values = top_singular_values(weight, 6)
-    assert values.dtype == torch.float32
-    torch.testing.assert_close(values, exact.float(), rtol=0.01, atol=0)
-
-
-@pytest.mark.parametrize("rank", [4, 60])
-@pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_sizes_whose_squares_leave_float32(rank: int, size: float) -> None:
-    weight = draw(256, 256, dtype=torch.float32)
-    torch.testing.assert_close(
-        top_singular_values(weight * size, rank) / size, top_singular_values(weight, rank), rtol=1e-4, atol=0
-    )
-
-
-@pytest.mark.parametrize("rank", [4, 60])
-def test_zero_and_low_rank_weights(rank: int) -> None:
-    assert torch.equal(top_singular_values(torch.zeros(256, 300), rank), torch.zeros(rank))
-    single = torch.zeros(256, 300)
-    single[0, 0] = 3.0
-    expected = torch.zeros(rank)
-    expected[0] = 3.0
-    torch.testing.assert_close(top_singular_values(single, rank), expected)
-
-
-@pytest.mark.parametrize("rank", [4, 60])
-def test_top_values_are_the_same_every_time_and_in_a_batch(rank: int) -> None:
-    weight = torch.stack([with_spectrum(256, 300, 1 / torch.arange(1, 257, dtype=DOUBLE)), draw(256, 300) * 1e-4])
-    state = torch.get_rng_state()
-    values = top_singular_values(weight, rank)
-    torch.manual_seed(99)
-    assert torch.equal(top_singular_values(weight, rank), values)
-    torch.set_rng_state(state)
-    for single, row in zip(weight, values, strict=True):
-        torch.testing.assert_close(top_singular_values(single, rank), row)
-
-
-def test_each_method_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = draw(256, 256, dtype=torch.float32)
-    reached = []
-    for name in ("_krylov_values", "_gram_values"):
-        inner = getattr(spectral, name)
-        monkeypatch.setattr(spectral, name, lambda *args, n=name, f=inner: (reached.append(n), f(*args))[1])
-    top_singular_values(weight, 4)
-    top_singular_values(weight, 64)
-    top_singular_values(weight[:64], 4)
-    assert reached == ["_krylov_values", "_gram_values"]
-
-
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("shape", [(40, 30), (256, 200)])
-def test_rank_for_energy_is_the_smallest_that_holds_the_share(shape: tuple[int, int], share: float) -> None:
-    weight = draw(*shape)
-    held = torch.linalg.svdvals(weight).square().cumsum(0) / weight.square().sum()
-    expected = int((held < share).sum()) + 1
-    assert rank_for_energy(weight, share, 1000) == expected
-    assert rank_for_energy(weight, share, expected - 1) == expected - 1
-
-
-def test_rank_for_energy_at_the_edges() -> None:
-    assert rank_for_energy(torch.zeros(20, 20), 0.9, 8) == 1
-    assert rank_for_energy(torch.eye(20), 1.0, 64) == 20
-    assert rank_for_energy(torch.eye(20), 0.5, 64) == 10
-
-
 # --- hostile input -------------------------------------------------------------------------------------------------
 
 GOOD = canonical(*factors(8, 6, 3))
@@ -540,15 +424,6 @@ GOOD = canonical(*factors(8, 6, 3))
         (lambda: combine([GOOD], [1.0, 2.0]), "1 adapters and 2 weights"),
         (lambda: combine([GOOD], [math.nan]), "finite"),
         (lambda: combine([GOOD, canonical(torch.ones(9, 2), torch.ones(2, 6))], [1.0, 1.0]), "cannot be summed"),
-        (lambda: top_singular_values(torch.ones(4, 4), 0), "rank is 0"),
-        (lambda: top_singular_values(torch.ones(4), 1), "floating-point"),
-        (lambda: top_singular_values(torch.ones(0, 4), 1), r"weight is \(0, 4\)"),
-        (lambda: top_singular_values(torch.ones(4, 4).int(), 1), "int32"),
-        (lambda: top_singular_values(torch.tensor([[1.0, math.nan]]), 1), "NaN"),
-        (lambda: top_singular_values(torch.tensor([[1.0, -math.inf]]), 1), "infinite"),
-        (lambda: rank_for_energy(torch.ones(4, 4), 0.0, 4), "share is 0.0"),
-        (lambda: rank_for_energy(torch.ones(4, 4), 0.5, 0), "rank is 0"),
-        (lambda: rank_for_energy(torch.ones(2, 4, 4), 0.5, 2), "single"),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:

@@ -10,10 +10,10 @@ import torch
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
 from trilora_core.batches import Line
-from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
+from trilora_core.config import DRAWS, AdapterConfig, LossConfig, OptimizerConfig, TrainConfig
 from trilora_core.data import Dataset
 from trilora_core.recompute import checkpointed
-from trilora_core.train import Denoiser, Run, TrainingDiverged, planned, train
+from trilora_core.train import Denoiser, Run, TrainingDiverged, planned, settled, train
 
 CONFIG = TrainConfig(
     steps=40,
@@ -63,6 +63,20 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(method):
     assert late < 0.85 * early
     assert all(torch.equal(value, before[name]) for name, value in run.denoiser.model.state_dict().items())
     assert not any(target.module._forward_hooks for target in run.denoiser.targets().values())
+
+
+def test_auto_times_are_those_of_the_kind_of_model_and_one_run():
+    """The toy is a flow model; what auto stands for there is the same run, and on other models it is another draw."""
+    chosen = {kind: settled(CONFIG, kind).loss.timesteps for kind in ("epsilon", "v", "v_prediction", "flow")}
+    assert chosen == {"epsilon": "uniform", "v": "uniform", "v_prediction": "uniform", "flow": "logit-normal"}
+    by_name = {name: make_run(replace(CONFIG, loss=LossConfig(timesteps=name))) for name in DRAWS}
+    assert by_name["auto"].config == by_name["logit-normal"].config
+    assert by_name["auto"].fingerprint() == by_name["logit-normal"].fingerprint() != by_name["uniform"].fingerprint()
+    for run in by_name.values():
+        go(run, 3)
+    assert same(values(by_name["auto"]), values(by_name["logit-normal"]))
+    assert not same(values(by_name["auto"]), values(by_name["uniform"]))
+    assert settled(by_name["shifted"].config, "epsilon") == by_name["shifted"].config, "what was chosen stays"
 
 
 def test_same_seed_same_tensors_and_another_seed_others():

@@ -1,8 +1,11 @@
-"""A toy text-to-image model with the protocols of the training loop: two attention blocks over small latents."""
+"""A toy text-to-image model with the protocols of the training loop: two attention blocks over small latents, and a
+text encoder of two layers."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from trilora_core.adapter import Target
 from trilora_core.config import DataConfig, LayerConfig
 from trilora_core.data.dataset import Dataset, load_tensors
-from trilora_core.layers import DEFAULT, choose
+from trilora_core.layers import DEFAULT, choose, choose_text, text_kinds
 
 WIDTH = 16
 TOKENS = 3
@@ -94,6 +97,59 @@ class ToyDenoiser:
         t = times.view(-1, 1, 1, 1)
         out = self.model((1 - t) * latents + t * noise, times, torch.stack(list(cond)))
         return (out * float("nan") if self.calls in self.poison_steps else out), noise - latents
+
+
+class TextLayer(nn.Module):
+    """One layer of a text encoder, with CLIP's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.q_proj(x) @ self.k_proj(x).transpose(0, 1) / WIDTH**0.5).softmax(dim=-1)
+        x = x + self.out_proj(weights @ self.v_proj(x))
+        return x + self.fc2(self.fc1(x).tanh())
+
+
+class ToyTextEncoder:
+    """The TextEncoder protocol for ToyDenoiser: a caption becomes tokens (TOKENS, WIDTH)."""
+
+    compute_dtype = torch.float32
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed + 1000)
+        self.model = nn.Sequential(TextLayer(), TextLayer()).requires_grad_(False)
+        self.encoded: list[str] = []
+
+    def targets(self, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
+        found: dict[str, Target] = {}
+        for index, layer in enumerate(self.model):
+            stem = f"lora_te_text_model_encoder_layers_{index}"
+            found |= {f"{stem}_self_attn_{name}_proj": Target(getattr(layer, f"{name}_proj")) for name in "qkv"}
+            found[f"{stem}_self_attn_out_proj"] = Target(layer.out_proj)
+            found |= {f"{stem}_mlp_{name}": Target(getattr(layer, name)) for name in ("fc1", "fc2")}
+        return {stem: found[stem] for stem in choose_text(text_kinds(found, "sd15"), layers)}
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model)
+
+    def encode(self, texts: Sequence[str], cond: Sequence[Any]) -> list[Tensor]:
+        self.encoded += texts
+        return [self.model(self._tokens(text)) for text in texts]
+
+    def _tokens(self, text: str) -> Tensor:
+        return torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
+
+
+def with_texts(dataset: Dataset, encoder: ToyTextEncoder) -> Dataset:
+    """The data set with its captions encoded by `encoder` as it is, and kept as texts beside that."""
+    texts = {item.cond[0]: item.caption for item in dataset.items}
+    for key, text in texts.items():
+        dataset.store.put(key, encoder.encode([text], [None])[0])
+    encoder.encoded.clear()
+    return replace(dataset, texts=texts)
 
 
 def toy_dataset(count: int = 6, seed: int = 0, sizes: Sequence[tuple[int, int]] = ((4, 4),), **options: Any) -> Dataset:

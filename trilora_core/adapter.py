@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import spectral
+from . import randomized, spectral
 from .calibration import Calibration
 from .config import AdapterConfig, parse_rank
 from .errors import InputError
@@ -28,20 +29,32 @@ _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d
 class Target:
     """A frozen layer to adapt: a Linear, or some rows of one (fused q, k, v), or a Conv without groups.
 
-    `weight` is the unpatched W0 where `module.weight` is not it (patched, quantised); Σ starts from it.
+    Σ starts from W0: `weight` is the unpatched one where `module.weight` is not it, and `read` gives what it stands for
+    where its numbers say little by themselves (scaled or quantised), each time anew so that no copy is kept.
     """
 
     module: nn.Module
     rows: tuple[int, int] | None = None
     weight: Tensor | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
     def base_weight(self) -> Tensor:
         """The frozen weight, flattened to (out, in) or (out, in·kernel), limited to the target's rows."""
+        weight = self._held()
+        weight = (weight if self.read is None else self.read(weight)).detach().flatten(1)
+        return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of `base_weight`, without reading it."""
+        out, *rest = self._held().shape
+        return out if self.rows is None else self.rows[1] - self.rows[0], math.prod(rest)
+
+    def _held(self) -> Tensor:
         weight = self.module.weight if self.weight is None else self.weight
         if not isinstance(weight, Tensor):
             raise InputError(f"{type(self.module).__name__} has no weight tensor; adapt Linear and Conv layers")
-        weight = weight.detach().flatten(1)
-        return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
+        return weight
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -222,10 +235,17 @@ class TriLoRA:
     @torch.no_grad()
     def canonical(self) -> dict[str, Layer]:
         """Every layer in true SVD form, companion and carried layers included."""
-        factors = {stem: (branch.up, branch.gained_down()) for stem, branch in self.branches.items()}
-        found = spectral.canonical_many(factors)
+        found = spectral.canonical_many(self._factors())
         cpu = {stem: spectral.SVD(*(part.cpu() for part in found[stem])) for stem in self.branches}
         return {stem: Layer(cpu[stem], self.branches[stem].kernel) for stem in cpu} | self.carried
+
+    @torch.no_grad()
+    def singular_values(self) -> dict[str, Tensor]:
+        """Those of every layer that is trained here, (k,) on the CPU: as `canonical` finds them, for less."""
+        return spectral.singular_values_many(self._factors())
+
+    def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {stem: (branch.up, branch.gained_down()) for stem, branch in self.branches.items()}
 
     @torch.no_grad()
     def start_from(self, layers: Mapping[str, Layer]) -> None:
@@ -292,7 +312,7 @@ def _set_apart(branches: Mapping[str, Branch], calibration: Calibration) -> None
 def _layer_rank(weight: Tensor, config: AdapterConfig) -> int:
     rank = parse_rank(config.rank)
     if isinstance(rank, float):
-        return spectral.rank_for_energy(weight, rank, config.rank_cap)
+        return randomized.rank_for_energy(weight, rank, config.rank_cap)
     return min(rank, weight.shape[0], weight.shape[1])
 
 
@@ -304,7 +324,7 @@ def _start_sigma(weight: Tensor, rank: int, init: str) -> Tensor:
     values = torch.ones(rank) if init == "ones" else _cached_singular_values(weight, rank)
     if not values.any():  # a zero W0 says nothing about scale; Σ = 0 beside up = 0 would never learn
         return torch.ones(rank)
-    return SIGMA_INITS[init](values, weight).float().cpu()
+    return SIGMA_INITS[init](values, weight).float().cpu().clone()  # the cached values are not to be trained
 
 
 def _cached_singular_values(weight: Tensor, rank: int) -> Tensor:
@@ -312,7 +332,7 @@ def _cached_singular_values(weight: Tensor, rank: int) -> Tensor:
     if key not in _SIGMA_CACHE:
         if len(_SIGMA_CACHE) >= _SIGMA_CACHE_LIMIT:
             _SIGMA_CACHE.clear()
-        _SIGMA_CACHE[key] = spectral.top_singular_values(weight, rank).cpu()
+        _SIGMA_CACHE[key] = randomized.top_singular_values(weight, rank).cpu()
     return _SIGMA_CACHE[key]
 
 
@@ -327,7 +347,7 @@ def _content_key(weight: Tensor) -> tuple[object, ...]:
 def _check_fit(stem: str, branch: Branch, targets: Mapping[str, Target]) -> None:
     if stem not in targets:
         raise InputError(f"the model has no layer {stem}; attach the adapter to the model it was made for")
-    wanted = tuple(targets[stem].base_weight().shape)
+    wanted = targets[stem].shape
     given = (branch.up.shape[0], branch.down.shape[1])
     if wanted != given:
         raise InputError(f"{stem}: the adapter is for a weight of shape {given}, the model's is {wanted}")
@@ -337,23 +357,15 @@ def _check_start(stem: str, branch: Branch, layer: Layer) -> None:
     given, wanted = (layer.svd.u.shape[0], layer.svd.vh.shape[1]), (branch.up.shape[0], branch.down.shape[1])
     if given != wanted:
         raise InputError(f"start_from: {stem} is for a weight of shape {given}, the model's is {wanted}")
-    rank = _true_rank(layer.svd)
+    rank = spectral.true_rank(layer.svd)
     if rank > branch.sigma.shape[0]:
         raise InputError(
             f"start_from: {stem} has rank {rank}, this run {branch.sigma.shape[0]}; set rank to {rank} or more"
         )
 
 
-def _true_rank(svd: spectral.SVD) -> int:
-    """How many singular values are more than rounding, as numpy.linalg.matrix_rank counts them."""
-    if not svd.s.numel():
-        return 0
-    floor = svd.s[0] * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
-    return int((svd.s > floor).sum())
-
-
 def _load_start(branch: Branch, svd: spectral.SVD) -> None:
-    count = _true_rank(svd)
+    count = spectral.true_rank(svd)
     length = svd.vh.shape[1] ** 0.5 / branch.sigma.shape[0]  # that of a Gaussian row with standard deviation 1/r
     gain = branch.sigma[:count] * branch.scale * length
     branch.down[:count] = svd.vh[:count].to(branch.down) * length

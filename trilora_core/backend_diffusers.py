@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .adapter import Target
 from .backend_diffusers_apply import apply_adapter, architecture_of, denoiser_modules
 from .backend_diffusers_load import load_pipeline
+from .backend_diffusers_text import Conditioning, DiffusersTextEncoder, encode_caption
 from .config import LayerConfig
 from .data.framing import Frame
 from .errors import InputError
@@ -26,6 +27,7 @@ __all__ = [
     "DiffusersDenoiser",
     "DiffusersEncoder",
     "DiffusersPreviewer",
+    "DiffusersTextEncoder",
     "apply_adapter",
     "load_pipeline",
 ]
@@ -33,11 +35,6 @@ __all__ = [
 _PREDICTIONS = ("epsilon", "v_prediction")
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 _SAMPLES = 64  # values per tensor at most that go into a fingerprint
-
-
-Conditioning = dict[str, Any]
-"""One caption as the U-Net reads it, on the CPU: "tokens" (T, D) and, for SDXL, the vector "pooled" (P,) and "place",
-the original height and width, the top and left of the crop, the height and width that are seen, in pixels."""
 
 
 class DiffusersDenoiser:
@@ -161,14 +158,8 @@ class DiffusersEncoder:
         return {**cond, "place": (height, width, top, left, high, wide)}
 
     def _caption(self, text: str) -> Conditioning:
-        encoded = self._pipe.encode_prompt(
-            prompt=text,
-            device=self._pipe.text_encoder.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )
-        pooled = encoded[2][0].cpu().clone() if len(encoded) > 2 else None
-        return {"tokens": encoded[0][0].cpu().clone(), "pooled": pooled}
+        tokens, pooled = encode_caption(self._pipe, text)
+        return {"tokens": tokens.cpu().clone(), "pooled": None if pooled is None else pooled.cpu().clone()}
 
 
 class DiffusersPreviewer:

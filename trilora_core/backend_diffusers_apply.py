@@ -15,7 +15,15 @@ from .fileformat import Adapter, Layer
 from .keys import stem_of_diffusers_module
 from .spectral import balanced
 
-__all__ = ["apply_adapter", "architecture_of", "denoiser_modules", "modules_by_stem", "stem_of"]
+__all__ = [
+    "apply_adapter",
+    "architecture_of",
+    "denoiser_modules",
+    "modules_by_stem",
+    "stem_of",
+    "text_encoders",
+    "text_modules",
+]
 
 _COMPONENTS = ("text_encoder", "text_encoder_2")
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -57,13 +65,23 @@ def architecture_of(pipe: Any) -> str:
 
 def modules_by_stem(pipe: Any) -> dict[str, Any]:
     """Every Linear and Conv of the U-Net and the text encoders by canonical stem."""
-    found = denoiser_modules(pipe)
-    for component in _COMPONENTS:
-        encoder = getattr(pipe, component, None)
-        for name, module in encoder.named_modules() if encoder is not None else ():
-            if isinstance(module, nn.Linear):
-                found[stem_of(pipe, f"{component}.{name}")] = module
-    return found
+    return denoiser_modules(pipe) | text_modules(pipe)
+
+
+def text_encoders(pipe: Any) -> dict[str, Any]:
+    """The text encoders that a pipeline has, by the names of its components."""
+    found = {name: getattr(pipe, name, None) for name in _COMPONENTS}
+    return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+
+def text_modules(pipe: Any) -> dict[str, Any]:
+    """Every Linear of the text encoders by canonical stem; of layers that PEFT has wrapped, what is inside."""
+    return {
+        stem_of(pipe, f"{component}.{name.removesuffix('.base_layer')}"): module
+        for component, encoder in text_encoders(pipe).items()
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    }
 
 
 def denoiser_modules(pipe: Any) -> dict[str, Any]:

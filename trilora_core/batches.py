@@ -17,7 +17,7 @@ from .objective import DRAWS
 
 __all__ = ["Line", "Row", "learned_of", "masks_of", "of_one_shape", "targets_given"]
 
-_PLAIN = LossConfig()
+_PLAIN = LossConfig(timesteps="uniform")
 
 
 @dataclass(frozen=True)

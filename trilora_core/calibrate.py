@@ -30,7 +30,7 @@ from .protocols import Denoiser
 __all__ = ["Progress", "calibrate", "check_calibration", "facts_of"]
 
 LOOKS = 64  # at the training set: the same number of looks at the prior is its least
-_PLAIN = LossConfig()
+_PLAIN = LossConfig(timesteps="uniform")
 _BATCH = 4  # looks at once, without gradients: less memory than a training step of one
 
 Progress = Callable[[int, int], None]  # (looks done, all of them); may raise to stop

@@ -49,10 +49,13 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedulefree", "lio
 SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LAYERS = ("attention", "self-attention", "attention+ff", "attention+ff+conv")
-DRAWS = ("uniform", "logit-normal", "shifted")
+DRAWS = ("auto", "uniform", "logit-normal", "shifted")
 CROPS = ("center", "random")
 MASKS = ("none", "alpha", "folder")
 PRESERVES = ("off", "light", "strong")
+
+_SMALLEST_SIDE = 16  # pixels of a preview
+_LATENT_PIXELS = 8  # of one latent, in each direction
 
 T = TypeVar("T")
 
@@ -138,7 +141,9 @@ class OptimizerConfig:
 class LossConfig:
     """What is minimised, and at which times."""
 
-    timesteps: str = "uniform"  # how u in [0, 1] is drawn: logit-normal (Esser et al. 2024), shifted as in SD3 and Flux
+    # how u in [0, 1] is drawn: uniform, logit-normal (Esser et al. 2024), shifted as in SD3 and Flux;
+    # auto: logit-normal for flow models, whose own tables of times hold their shift, uniform for the others
+    timesteps: str = "auto"
     logit_mean: float = 0.0  # of logit-normal and its spread
     logit_std: float = 1.0
     shift: float = 3.0  # of shifted: above 1 draws more noise
@@ -174,6 +179,9 @@ class MonitorConfig:
     keep_best: bool = False  # also the adapter of the best validation loss
     keep_state: bool = False  # do not delete the resumable state of a finished run
     spectrum_every: int = 0  # optimizer steps between two looks at every layer's singular values; 0: none
+    preview_steps: int = 20  # of the sampler
+    preview_cfg: float = 0.0  # guidance; 0: what is usual for the model
+    preview_resolution: int = 0  # pixels of both sides; 0: the data set's
 
     def __post_init__(self) -> None:
         number("monitor.validation_share", self.validation_share, least=0.0, most=0.9)
@@ -186,6 +194,9 @@ class MonitorConfig:
         flag("monitor.keep_best", self.keep_best)
         flag("monitor.keep_state", self.keep_state)
         whole("monitor.spectrum_every", self.spectrum_every, 0)
+        whole("monitor.preview_steps", self.preview_steps, 1)
+        number("monitor.preview_cfg", self.preview_cfg, least=0.0)
+        _check_side("monitor.preview_resolution", self.preview_resolution)
         if (self.patience or self.keep_best) and not self.validation_share:
             raise InputError(
                 "monitor.patience and monitor.keep_best need monitor.validation_share above 0, 0.1 is usual"
@@ -344,6 +355,15 @@ class TrainConfig:
         whole("prior_batch_size", self.prior_batch_size, 1)
         number("prior_weight", self.prior_weight, least=0.0)
         number("ema", self.ema, least=0.0, below=1.0)
+
+
+def _check_side(name: str, value: int) -> None:
+    whole(name, value, 0)
+    if value and (value < _SMALLEST_SIDE or value % _LATENT_PIXELS):
+        raise InputError(
+            f"{name} is {value}; wanted a multiple of {_LATENT_PIXELS} pixels from {_SMALLEST_SIDE} up, or 0 for the"
+            " resolution of the data set"
+        )
 
 
 def parse_rank(rank: int | str) -> int | float:

@@ -22,7 +22,16 @@ from .factors import canonical_layers, singular_values, stored_factors
 from .keys import canonical_stem, foreign_layer, guess_architecture, is_dotted, parse_key
 from .spectral import SVD
 
-__all__ = ["FORMAT_VERSION", "Adapter", "Layer", "read_adapter", "read_metadata", "write_adapter"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Adapter",
+    "Layer",
+    "read_adapter",
+    "read_metadata",
+    "stored_dtype",
+    "tensor_hash",
+    "write_adapter",
+]
 
 FORMAT_VERSION = "1"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -83,6 +92,25 @@ def read_metadata(path: Path | str) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def stored_dtype(path: Path | str) -> torch.dtype:
+    """The widest number format among a LoRA file's tensors (float16, bfloat16 or float32); alphas do not count."""
+    tensors, _ = _load(Path(path))
+    found = {tensor.dtype for key, tensor in tensors.items() if not key.endswith(".alpha")}
+    return found.pop() if len(found) == 1 and found <= set(_DTYPES) else torch.float32
+
+
+def tensor_hash(path: Path | str) -> str:
+    """SHA-256 of a file's bytes after its header: `sshs_model_hash`, and with 0x before it `modelspec.hash_sha256`."""
+    path = Path(path)
+    _check_header(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_adapter(path: Path | str, adapter: Adapter, *, dtype: torch.dtype = torch.float16) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from .config import LAYERS, LayerConfig
 from .errors import InputError
 
-__all__ = ["CHOICES", "DEFAULT", "KINDS", "choose", "kind_of", "kinds_of"]
+__all__ = ["CHOICES", "DEFAULT", "KINDS", "choose", "choose_text", "kind_of", "kinds_of", "text_kinds"]
 
 DEFAULT = LayerConfig()
 
 KINDS = ("self", "cross", "joint", "ff", "proj", "conv")
 """self, cross: attention of a picture to itself and to its caption; joint: attention of both at once (SD3, Flux),
 Flux's single blocks, which fuse it with their feed-forward part, included; ff: feed-forward of transformer blocks;
-proj: the ways into and out of a U-Net's transformers; conv: residual blocks and the layers that change the size."""
+proj: the ways into and out of a U-Net's transformers; conv: residual blocks and the layers that change the size.
+Of text encoders: self and ff, the two halves of each of their layers."""
 
 CHOICES: dict[str, frozenset[str]] = {
     "attention": frozenset({"self", "cross", "joint"}),
@@ -53,6 +56,9 @@ _FLUX: Patterns = (
     ("joint", re.compile(r"lora_unet_single_blocks_\d+_linear[12]")),
     ("ff", re.compile(r"lora_unet_double_blocks_\d+_(img|txt)_mlp_[02]")),
 )
+# CLIP's layers; its embeddings and the projection of its pooled caption stay as they are.
+_CLIP = r"text_model_encoder_layers_(?P<layer>\d+)_"
+_TEXT_PREFIXES = {"sd15": ("lora_te",), "sdxl": ("lora_te1", "lora_te2")}
 _PATTERNS: dict[str, Patterns] = {"sd15": _UNET, "sdxl": _UNET, "sd3": _SD3, "flux": _FLUX}
 
 
@@ -67,20 +73,69 @@ def kinds_of(stems: Iterable[str], architecture: str) -> dict[str, str]:
     return {stem: kind for stem, kind in found.items() if kind}
 
 
+def text_kinds(
+    stems: Iterable[str], architecture: str, used: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, str]:
+    """The kinds of those layers of text encoders that can be trained, in their order: "self" or "ff".
+
+    `used` says of an encoder ("lora_te", "lora_te1", "lora_te2") how many of its first layers reach the conditioning,
+    where it is not all of them: the rest would never get a gradient. Raises InputError for an architecture whose text
+    encoders cannot be trained.
+    """
+    if architecture not in _TEXT_PREFIXES:
+        raise InputError(
+            f"text_encoder_rate is set, but the text encoders of this model ({architecture or 'unknown'}) cannot be"
+            " trained, only those of SD 1.5 and SDXL; set it to 0"
+        )
+    known = re.compile(
+        rf"(?P<encoder>{'|'.join(_TEXT_PREFIXES[architecture])})_{_CLIP}"
+        r"((?P<self>self_attn_(q|k|v|out)_proj)|(?P<ff>mlp_fc[12]))"
+    )
+    found = {stem: known.fullmatch(stem) for stem in stems}
+    return {
+        stem: "self" if match["self"] else "ff"
+        for stem, match in found.items()
+        if match and int(match["layer"]) < used.get(match["encoder"], math.inf)
+    }
+
+
+def choose_text(kinds: Mapping[str, str], layers: LayerConfig) -> list[str]:
+    """As `choose`, of what `text_kinds` found; the error says that it is the text encoders that nothing is left of."""
+    chosen = _chosen(kinds, layers)
+    if not kinds:
+        raise InputError(
+            "text_encoder_rate is set, but this model has no text encoder with a layer that can be trained; set it to 0"
+        )
+    if not chosen:
+        raise InputError(
+            f"text_encoder_rate is set, but the layer patterns leave no layer of the text encoders: {_given(layers)}."
+            f" {_offer(_offered(kinds, layers), layers)}. Add a pattern that matches such names, such as *text_model*,"
+            " or set text_encoder_rate to 0"
+        )
+    return chosen
+
+
 def choose(kinds: Mapping[str, str], layers: LayerConfig) -> list[str]:
     """The stems to adapt, in the order of `kinds` (canonical stem -> kind); InputError when none is left.
 
     Case counts in patterns, on every system.
     """
-    offered = [stem for stem, kind in kinds.items() if kind in CHOICES[layers.which]]
-    chosen = [
+    chosen = _chosen(kinds, layers)
+    if not chosen:
+        raise InputError(_nothing_left(_offered(kinds, layers), layers))
+    return chosen
+
+
+def _offered(kinds: Mapping[str, str], layers: LayerConfig) -> list[str]:
+    return [stem for stem, kind in kinds.items() if kind in CHOICES[layers.which]]
+
+
+def _chosen(kinds: Mapping[str, str], layers: LayerConfig) -> list[str]:
+    return [
         stem
-        for stem in offered
+        for stem in _offered(kinds, layers)
         if (not layers.include or _matches(stem, layers.include)) and not _matches(stem, layers.exclude)
     ]
-    if not chosen:
-        raise InputError(_nothing_left(offered, layers))
-    return chosen
 
 
 def _matches(stem: str, patterns: Iterable[str]) -> bool:
@@ -90,13 +145,20 @@ def _matches(stem: str, patterns: Iterable[str]) -> bool:
 def _nothing_left(offered: list[str], layers: LayerConfig) -> str:
     if not offered:
         return f"the model has no layer of the choice {layers.which!r}; known choices: {', '.join(LAYERS)}"
-    given = [
+    return (
+        f"the layer patterns leave nothing to train: {_given(layers)}. {_offer(offered, layers)}. Write patterns that"
+        " match such names, with * for any part: *attn2*"
+    )
+
+
+def _given(layers: LayerConfig) -> str:
+    return "; ".join(
         f"{name} {', '.join(patterns)}"
         for name, patterns in (("include", layers.include), ("exclude", layers.exclude))
         if patterns
-    ]
-    some = f"{', '.join(offered[:_SHOWN])}{' …' if len(offered) > _SHOWN else ''}"
-    return (
-        f"the layer patterns leave nothing to train: {'; '.join(given)}. Of {layers.which} this model has"
-        f" {len(offered)} layers: {some}. Write patterns that match such names, with * for any part: *attn2*"
     )
+
+
+def _offer(offered: list[str], layers: LayerConfig) -> str:
+    some = f"{', '.join(offered[:_SHOWN])}{' …' if len(offered) > _SHOWN else ''}"
+    return f"Of {layers.which} this model has {len(offered)} layers: {some}"

@@ -1,63 +1,91 @@
-"""Several adapters to one: the exact weighted sum of their changes, layer by layer, kept whole or cut to a rank."""
+"""Several adapters to one, layer by layer, by a method of the table below, kept whole or cut to a rank or an energy."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 
+import torch
+
+from .calibration import Calibration
 from .errors import InputError
-from .fileformat import Adapter, Layer
+from .fileformat import Adapter
 from .keys import canonical_stem
+from .merge_dense import dare, dare_ties, ties
+from .merge_methods import MergeOptions, combined, concatenated, knots, orthogonal, tsv
+from .merge_regmean import RegMean
+from .merge_report import MergeReport
+from .merge_work import Method, Work
 from .metadata import architecture_of, trigger_words
-from .spectral import SVD, combine, cut_rank, energy
 
-__all__ = ["METHODS", "MergeReport", "merge"]
+__all__ = ["METHODS", "MergeOptions", "MergeReport", "Method", "merge"]
 
-Merger = Callable[[Sequence[SVD], Sequence[float]], SVD]
+DEFAULT = MergeOptions()
+
+Progress = Callable[[int, int], None]  # (layers done, all of them); may raise to stop
 
 
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did. `kept_energy` is the share of ‖ΔW‖_F² that is left after cutting to the rank, 0 to 1."""
-
-    kept_energy: float
-    layer_energy: dict[str, float]  # the same for each layer
-    shared: int  # layers that more than one adapter has
-    single: int  # layers that one adapter has
+METHODS: dict[str, Method] = {
+    "sum": Method(
+        lambda: combined, "the exact weighted sum, as if one were applied after the other; begin with it", alone=True
+    ),
+    "concatenate": Method(
+        lambda: concatenated, "the sum with nothing ever cut: rank and keep_energy are refused", alone=True
+    ),
+    "ties": Method(
+        lambda: ties,
+        "drops small changes and those outvoted in sign; for several of one kind that blur (dense, slow)",
+        batched=False,
+    ),
+    "dare": Method(lambda: dare, "drops changes at random, then adds; for many adapters (dense, slow)", batched=False),
+    "dare_ties": Method(lambda: dare_ties, "drops at random, then votes on signs (dense, slow)", batched=False),
+    "knots": Method(lambda: knots, "TIES in the directions that all share; in place of ties: of low rank and fast"),
+    "tsv": Method(lambda: tsv, "turns directions that lie close apart from each other; when two subjects blend"),
+    "orthogonal": Method(
+        lambda: orthogonal, "the first stays whole, the others lose what lies in its directions; when one matters more"
+    ),
+    "regmean": Method(
+        RegMean,
+        "nearest to each one on its own inputs, with little change on others; needs calibrations",
+        batched=False,
+        calibrated=True,
+    ),
+}
 
 
 def merge(
-    adapters: Sequence[Adapter], weights: Sequence[float], *, method: str = "sum", rank: int = 0
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    *,
+    method: str = "sum",
+    options: MergeOptions = DEFAULT,
+    calibrations: Sequence[Calibration] = (),
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Adapter, MergeReport]:
-    """Merge adapters of one architecture with a weight for each; layers that only some have pass through, scaled.
+    """Merge adapters of one architecture with a strength for each; a weight of 0 leaves one out.
 
-    method: "sum" = Σ weight · ΔW, exact. rank: 0 keeps everything; r keeps the r largest singular values of a layer.
-    Raises InputError for unlike architectures or shapes, and for weights or a rank that make no sense.
+    Layers that only one adapter has pass through, scaled, whatever the method. `calibrations`: one for each adapter,
+    for regmean. `device`: where the algebra runs (cpu or cuda), the adapters' own if None; the result is on the CPU.
+    Raises InputError for unlike architectures or shapes, and for weights or options that make no sense.
     """
-    _check_request(adapters, weights, method, rank)
+    _check_request(adapters, weights, method, options)
     architecture = _common_architecture(adapters)
     adapters = [_respelled(adapter, architecture) for adapter in adapters]
-    layers: dict[str, Layer] = {}
-    kept: dict[str, float] = {}
-    total, left, shared = 0.0, 0.0, 0
-    for stem in dict.fromkeys(stem for adapter in adapters for stem in adapter.layers):
-        owners = [(a.layers[stem], weight) for a, weight in zip(adapters, weights, strict=True) if stem in a.layers]
-        _check_shapes(stem, [layer for layer, _ in owners])
-        whole = METHODS[method]([layer.svd for layer, _ in owners], [weight for _, weight in owners])
-        svd = cut_rank(whole, rank)[0] if rank else whole
-        before, after = float(energy(whole.s)), float(energy(svd.s))
-        layers[stem], kept[stem] = Layer(svd, owners[0][0].kernel), after / before if before else 1.0
-        total, left, shared = total + before, left + after, shared + (len(owners) > 1)
-    report = MergeReport(left / total if total else 1.0, kept, shared, len(layers) - shared)
-    return Adapter(layers, _metadata(adapters, weights, method, rank, architecture)), report
+    _check_calibrations(adapters, calibrations, method, architecture)
+    work = Work(adapters, weights, METHODS[method], options, calibrations, device)
+    total = len(work.stems)
+    for done in work.run():
+        if progress is not None:
+            progress(done, total)
+    names = tuple(_name(adapter, index) for index, adapter in enumerate(adapters))
+    report = work.report(method, names)
+    return Adapter(work.layers(), _metadata(adapters, weights, method, options, architecture)), report
 
 
-METHODS: dict[str, Merger] = {"sum": combine}
-
-
-def _check_request(adapters: Sequence[Adapter], weights: Sequence[float], method: str, rank: int) -> None:
+def _check_request(adapters: Sequence[Adapter], weights: Sequence[float], method: str, options: MergeOptions) -> None:
     if method not in METHODS:
         raise InputError(f"method is {method!r}; known: {', '.join(METHODS)}")
     if not adapters or len(adapters) != len(weights):
@@ -65,11 +93,34 @@ def _check_request(adapters: Sequence[Adapter], weights: Sequence[float], method
     for weight in weights:
         if not math.isfinite(weight):
             raise InputError(f"weights are {list(weights)}; wanted finite numbers, such as 0.7")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-        raise InputError(f"rank is {rank!r}; wanted 0 (keep all) or a whole number above it")
+    if len(adapters) == 1 and not METHODS[method].alone:
+        raise InputError(f"{method} reconciles two adapters or more, and one was given; take sum, or give another")
+    if method == "concatenate" and (options.rank or options.keep_energy < 1):
+        raise InputError("concatenate keeps every direction, so it takes no rank and no keep_energy; take sum to cut")
     for index, adapter in enumerate(adapters):
         if not adapter.layers:
             raise InputError(f"{_name(adapter, index)} has no layers; leave it out")
+
+
+def _check_calibrations(
+    adapters: Sequence[Adapter], calibrations: Sequence[Calibration], method: str, architecture: str
+) -> None:
+    if not METHODS[method].calibrated:
+        if calibrations:
+            raise InputError(f"{method} uses no calibration; leave it out, or take regmean")
+        return
+    if len(calibrations) != len(adapters):
+        raise InputError(
+            f"regmean needs a calibration for each of the {len(adapters)} adapters, and {len(calibrations)} were given;"
+            " make them with TriLoRA Calibrate or train --calibrate"
+        )
+    for index, calibration in enumerate(calibrations):
+        facts = calibration.facts
+        if architecture and facts.architecture != architecture:
+            raise InputError(
+                f"the calibration of {_name(adapters[index], index)} is for {facts.architecture}, the adapters are for"
+                f" {architecture}; calibrate the model that they were trained on"
+            )
 
 
 def _common_architecture(adapters: Sequence[Adapter]) -> str:
@@ -94,21 +145,8 @@ def _respelled(adapter: Adapter, architecture: str) -> Adapter:
     return Adapter(layers, adapter.metadata)
 
 
-def _check_shapes(stem: str, layers: Sequence[Layer]) -> None:
-    shapes = [_shape(layer) for layer in layers]
-    if len(set(shapes)) > 1:
-        found = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
-        raise InputError(f"layer {stem} is {found} in these adapters; choose adapters for one base model")
-
-
-def _shape(layer: Layer) -> tuple[int, ...]:
-    """(out, in) of Linear, (out, in, kh, kw) of Conv; a 1x1 convolution counts as Linear: files differ in it."""
-    kernel = layer.kernel if math.prod(layer.kernel) > 1 else ()
-    return (layer.svd.u.shape[0], layer.svd.vh.shape[1] // math.prod(kernel), *kernel)
-
-
 def _metadata(
-    adapters: Sequence[Adapter], weights: Sequence[float], method: str, rank: int, architecture: str
+    adapters: Sequence[Adapter], weights: Sequence[float], method: str, options: MergeOptions, architecture: str
 ) -> dict[str, str]:
     """What still holds for the merged adapter, where it came from, and the trigger words of all."""
     names = [_name(adapter, index) for index, adapter in enumerate(adapters)]
@@ -121,7 +159,7 @@ def _metadata(
     entries = {k: v for k, v in entries.items() if all(a.metadata.get(k) == v for a in adapters)}
     entries |= {
         "trilora.architecture": architecture,
-        "trilora.merge": json.dumps({"method": method, "rank": rank, "from": sources}),
+        "trilora.merge": json.dumps({"method": method, **asdict(options), "from": sources}),
         "modelspec.title": " + ".join(names),
         "modelspec.merged_from": ", ".join(names),
         "modelspec.trigger_phrase": ", ".join(words),

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RankSummary",
+    "architecture_metadata",
     "architecture_of",
     "base_model",
     "dataset_metadata",
+    "describe",
     "rank_summary",
     "training_metadata",
     "trigger_words",
@@ -52,6 +54,21 @@ _NAMES = {
     "sd3": _Names("stable-diffusion-3", "sd3", "diffusers"),
     "flux": _Names("flux-1-dev", "flux1", "https://github.com/black-forest-labs/flux"),
 }
+
+
+def architecture_metadata(architecture: str) -> dict[str, str]:
+    """How every reader is told which kind of model an adapter is for, where no run says more."""
+    names = _NAMES.get(architecture)
+    told = {
+        "ss_base_model_version": names.base_version if names else architecture,
+        "ss_v2": "False",
+        "ss_network_module": "networks.lora",
+        "modelspec.architecture": f"{names.modelspec if names else architecture}/lora",
+        "modelspec.implementation": names.implementation if names else "trilora",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "trilora.architecture": architecture,
+    }
+    return {key: value for key, value in told.items() if value}
 
 
 def training_metadata(run: Run, *, started: float, finished: bool, name: str) -> dict[str, str]:
@@ -97,6 +114,8 @@ def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:
         "ss_steps": str(run.step),
         "ss_max_train_steps": str(config.steps),
         "ss_learning_rate": str(config.optimizer.learning_rate),
+        "ss_unet_lr": str(config.optimizer.learning_rate),
+        "ss_text_encoder_lr": str(config.optimizer.learning_rate * config.optimizer.text_encoder_rate),  # 0.0: frozen
         "ss_lr_scheduler": config.optimizer.schedule,
         "ss_lr_warmup_steps": str(config.optimizer.warmup_steps),
         "ss_optimizer": config.optimizer.name,
@@ -219,3 +238,11 @@ def rank_summary(adapter: Adapter) -> RankSummary:
     ranks = [s.shape[-1] for s in values]
     effective = sum(float(effective_rank(s)) for s in values) / len(values)
     return RankSummary(len(values), min(ranks), max(ranks), effective)
+
+
+def describe(adapter: Adapter) -> str:
+    """Three lines for people: base model, ranks, trigger words; raises InputError for an adapter without layers."""
+    architecture, base = architecture_of(adapter), base_model(adapter)
+    told = f"{base} ({architecture})" if base and architecture else base or architecture or "not said"
+    words = ", ".join(trigger_words(adapter)) or "none named"
+    return f"base model: {told}\n{rank_summary(adapter)}\ntrigger words: {words}"

@@ -1,4 +1,4 @@
-"""What a run does on its way besides steps: measures, previews, adapters by step; and its memory of them."""
+"""What a run does on its way besides steps: measures, spectra, previews, adapters by step; and its memory of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .errors import InputError
 from .monitor import Measure, Monitor, best_measure, waited
 from .previews import draw_previews, draw_strip, previews_folder
 from .runlog import RunLog
+from .spectrum import Spectrum, look_at_spectrum
 from .train import Previewer, Run
 
 __all__ = ["History", "Listeners", "Milestones", "best_path", "step_path"]
@@ -29,11 +30,12 @@ def step_path(output: Path, step: int) -> Path:
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who hears what happens on the way: measures, pictures that were drawn, and what went wrong without ending it."""
+    """Who hears what happens on the way: measures, pictures, what went wrong without ending the run, spectra."""
 
     on_measure: Callable[[Measure], None] = lambda measure: None
     on_preview: Callable[[int, list[Path]], None] = lambda step, paths: None
     on_problem: Callable[[str], None] = lambda text: None
+    on_spectrum: Callable[[Spectrum], None] = lambda spectrum: None
 
 
 @dataclass
@@ -44,6 +46,7 @@ class History:
     previews: list[int] = field(default_factory=list)  # steps that were drawn
     adapters: list[int] = field(default_factory=list)  # steps whose adapters lie beside the final one
     best: int = 0  # step of the adapter that was kept as the best one; 0: none
+    spectra: list[int] = field(default_factory=list)  # steps that were looked at; what was seen is in the log
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> History:
@@ -53,14 +56,15 @@ class History:
             for step, *pair in values.get("measures", [])
         ]
         previews, adapters = list(values.get("previews", [])), list(values.get("adapters", []))
-        return cls(measures, previews, adapters, values.get("best", 0))
+        return cls(measures, previews, adapters, values.get("best", 0), list(values.get("spectra", [])))
 
     def values(self) -> dict[str, Any]:
         """The same in what JSON can hold."""
         measures = [
             [m.step, *(v if math.isfinite(v) else None for v in (m.validation, m.drift))] for m in self.measures
         ]
-        return {"measures": measures, "previews": self.previews, "adapters": self.adapters, "best": self.best}
+        steps = {"previews": self.previews, "adapters": self.adapters, "spectra": self.spectra}
+        return {"measures": measures, **steps, "best": self.best}
 
 
 @dataclass
@@ -80,11 +84,14 @@ class Milestones:
     listeners: Listeners
 
     def reach(self, *, last: bool = False) -> None:
-        """Measure, draw and keep what is due; `last` makes measure and previews due."""
+        """Measure, look, draw and keep what is due; `last` makes all but keeping due."""
         config, step = self.run.config, self.run.step
         measured = any(measure.step == step for measure in self.history.measures)
         if self.monitor is not None and not measured and (last or step % config.monitor.validate_every == 0):
             self._measure(self.monitor)
+        every = config.monitor.spectrum_every
+        if every and (last or step % every == 0) and step not in self.history.spectra:
+            self._look()
         every = config.monitor.preview_every
         if self.previewer is not None and every and (last or step % every == 0) and step not in self.history.previews:
             self._preview(self.previewer)
@@ -111,6 +118,18 @@ class Milestones:
             self.history.best = measure.step
             self.write(best_path(self.output), "best")
         self.listeners.on_measure(measure)
+
+    def _look(self) -> None:
+        step = self.run.step
+        try:
+            spectrum = look_at_spectrum(self.run)
+        except InputError as error:  # values that are not finite: the next steps say what became of the run
+            self.log.write("spectrum", step, {"problem": str(error)})
+            self.listeners.on_problem(f"no spectrum at step {step}: {error}")
+            return
+        self.history.spectra.append(step)
+        self.log.write("spectrum", step, spectrum.facts())
+        self.listeners.on_spectrum(spectrum)
 
     def _preview(self, previewer: Previewer) -> None:
         step, folder = self.run.step, previews_folder(self.output)

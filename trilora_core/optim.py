@@ -31,6 +31,7 @@ Groups = list[dict[str, Any]]
 
 # Adafactor's own rules stay out of the way of rates this much below theirs; a power of two, so nothing is rounded
 _OUT_OF_REACH = 1024.0
+_LEAST_PRODIGY = 0.01  # nobody wants less than a hundredth of what it finds; rates of the other methods are below it
 
 
 @runtime_checkable
@@ -44,6 +45,11 @@ class Averaging(Protocol):
 def check_optimizer(config: OptimizerConfig, ema: float = 0.0) -> None:
     """Raise InputError for options that the chosen optimizer does not go with, or when its library is absent."""
     rates = {rate for rate in (config.up_rate, config.sigma_rate, config.down_rate) if rate}
+    if config.name == "prodigy" and config.learning_rate < _LEAST_PRODIGY:
+        raise InputError(
+            f"optimizer prodigy finds the rate by itself and multiplies it by learning_rate, which is"
+            f" {config.learning_rate:g}, so next to nothing would be learned; set learning_rate to 1"
+        )
     if config.name == "prodigy" and config.text_encoder_rate not in (0.0, 1.0):
         raise InputError(
             f"optimizer prodigy finds one rate for all parameters, but text_encoder_rate is"

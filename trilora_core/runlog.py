@@ -5,6 +5,8 @@ Every line has an "event" and the "step" that it belongs to:
     start    options, data, base model, versions, device; once for each time that the run is started or resumed
     step     loss, learning_rate, grad_norm, seconds; dropped where the step was left out
     measure  validation, drift
+    spectrum effective_rank (mean of the layers), norm (of all); "layers": by file stem their singular values,
+             effective rank and norm; or a problem
     preview  files, or a problem
     file     an adapter that was written: path, and what it is ("result", "best" or "step")
     end      ended: steps, validation, stop, interrupt, diverged or error; and the file that holds the result
@@ -82,7 +84,7 @@ class RunLog:
         self._last = (event, step)
         line = {"event": event, "step": step, **facts}
         self._waiting.append(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n")
-        if self._board is not None and event in ("step", "measure"):
+        if self._board is not None and event in ("step", "measure", "spectrum"):
             for name, value in facts.items():
                 if isinstance(value, float) and math.isfinite(value):
                     self._board.add_scalar(name, value, step)

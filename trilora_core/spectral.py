@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,8 +28,10 @@ __all__ = [
     "effective_rank",
     "energy",
     "overlap",
-    "rank_for_energy",
-    "top_singular_values",
+    "rank_holding",
+    "singular_values",
+    "singular_values_many",
+    "true_rank",
 ]
 
 _BATCH_NUMBERS = 1 << 24  # numbers of up and down that canonical_many stacks at once: 64 MiB in float32
@@ -72,20 +74,43 @@ def canonical_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SV
 
     Raises InputError as `canonical` does, with the name of the layer.
     """
-    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name, (up, down) in factors.items():
-        try:
-            _check_factors(up, down, None)
-        except InputError as error:
-            raise InputError(f"layer {name}: {error}") from error
-        groups[up.shape, down.shape, up.dtype, down.dtype, up.device].append(name)
     found: dict[str, SVD] = {}
-    for names in groups.values():
-        up, down = factors[names[0]]
-        size = max(1, _BATCH_NUMBERS // (up.numel() + down.numel()))
-        for start in range(0, len(names), size):
-            found.update(_canonical_batch(names[start : start + size], factors))
+    for names in _alike(factors):
+        u, s, vh = canonical(*_stacked(names, factors))
+        found.update({name: SVD(u[i], s[i], vh[i]) for i, name in enumerate(names)})
     return {name: found[name] for name in factors}
+
+
+def singular_values(up: Tensor, down: Tensor) -> Tensor:
+    """The singular values of up (…, out, r) · down (…, r, in), descending, (…, k) as `canonical` has them.
+
+    Of the two QR decompositions only the triangles are computed, so it costs a part of the whole form.
+    Raises InputError as `canonical` does.
+    """
+    _check_factors(up, down, None)
+    home, dtype = up.device, _precision(up, down)
+    with torch.autocast(_device_for(home).type, enabled=False):
+        left, left_unit = _unit_range(_working(up, dtype), "up")
+        right, right_unit = _unit_range(_working(down, dtype), "down")
+        cores = [torch.linalg.qr(part, mode="r").R.double() for part in (left, right.mT)]
+        s: Tensor = torch.linalg.svdvals(cores[0] @ cores[1].mT)
+        s = s * (left_unit.double() * right_unit.double()).squeeze(-1)
+    return s.to(home, dtype)
+
+
+def singular_values_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The singular values of every layer's up · down, (k,) on the CPU: in batches, and in one transfer.
+
+    Raises InputError as `canonical_many` does.
+    """
+    batches = list(_alike(factors))
+    found = [singular_values(*_stacked(names, factors)) for names in batches]
+    if not found:
+        return {}
+    together = torch.cat([values.flatten().to(found[0].device) for values in found]).cpu()
+    parts = together.split([values.shape[-1] for values, names in zip(found, batches, strict=True) for _ in names])
+    by_name = dict(zip((name for names in batches for name in names), parts, strict=True))
+    return {name: by_name[name] for name in factors}
 
 
 def cut_rank(svd: SVD, rank: int) -> tuple[SVD, Tensor]:
@@ -107,7 +132,7 @@ def cut_energy(svd: SVD, share: float) -> tuple[SVD, Tensor]:
     As cut_rank, with the energy discarded.
     """
     _check_share(share)
-    return cut_rank(svd, _rank_holding(svd.s, share, energy(svd.s)))
+    return cut_rank(svd, rank_holding(svd.s, share, energy(svd.s)))
 
 
 def cut_threshold(svd: SVD, value: float) -> tuple[SVD, Tensor]:
@@ -141,6 +166,20 @@ def effective_rank(s: Tensor) -> Tensor:
     share = wide / torch.where(total > 0, total, torch.ones_like(total))
     entropy = -torch.xlogy(share, share).sum(-1)
     return torch.where(total.squeeze(-1) > 0, entropy.exp(), torch.zeros_like(entropy))
+
+
+def rank_holding(s: Tensor, share: float, total: Tensor) -> int:
+    """The smallest count of leading values of s (k,) that hold `share` of the energy `total`, between 1 and k."""
+    held = _wide(s).square().cumsum(-1)
+    return min(int((held < share * total).sum()) + 1, s.numel())
+
+
+def true_rank(svd: SVD) -> int:
+    """How many singular values of one layer are more than rounding, as numpy.linalg.matrix_rank counts them."""
+    if not svd.s.numel():
+        return 0
+    floor = svd.s[0] * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
+    return int((svd.s > floor).sum())
 
 
 def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> float:
@@ -186,114 +225,64 @@ def combine(svds: Sequence[SVD], weights: Sequence[float]) -> SVD:
     return canonical(up, down, sigma)
 
 
-# --- singular values of base weights -------------------------------------------------------------------------------
-
-_OVERSAMPLING = 12
-_KRYLOV_STEPS = 3  # with the first product and the last projection: 8 passes over the weight
-# Where each method was the cheaper one, measured on one CPU thread (benchmarks/spectral.py).
-_EXACT_SIDE = 128  # up to this side a full SVD takes about a millisecond
-_KRYLOV_SHARE = 0.4  # up to this many columns of the Krylov basis per row of the smaller side
-_GRAM_FLOAT32_RANGE = 1e-4  # eigenvalues below this share of the largest need float64
-_TEST_MATRIX_SEED = 2007
-
-
-def top_singular_values(weight: Tensor, rank: int) -> Tensor:
-    """The min(rank, out, in) largest singular values, descending, of weight (…, out, in): -> (…, rank).
-
-    Low ranks: randomized block Krylov iteration (Musco and Musco 2015) with oversampling, below the true values by at
-    most 1% on decaying spectra and about 3% on flat ones; higher ranks: eigenvalues of the Gram matrix of the smaller
-    side; small matrices: full SVD.
-    Always the same values for the same weight; the global random state is not touched. Flatten convolutions to
-    (out, in · kh · kw) first. Raises InputError for rank < 1, fewer than two dimensions, or values that are not finite.
-    """
-    _check_rank(rank)
-    if weight.ndim < 2 or weight.numel() == 0 or not weight.is_floating_point():
-        raise InputError(f"weight is {tuple(weight.shape)} of {weight.dtype}: a floating-point (out, in) is wanted")
-    work = _working(weight, _precision(weight))
-    if not bool(torch.stack(torch.aminmax(work)).isfinite().all()):
-        raise InputError("weight holds NaN or infinite values: the base model file is damaged or overflowed")
-    work = work if work.shape[-2] <= work.shape[-1] else work.mT
-    side = work.shape[-2]
-    rank = min(rank, side)
-    columns = (_KRYLOV_STEPS + 1) * (rank + _OVERSAMPLING)
-    with torch.autocast(work.device.type, enabled=False):
-        values: Tensor
-        if side <= _EXACT_SIDE:
-            values = torch.linalg.svdvals(work)
-        elif columns <= _KRYLOV_SHARE * side:
-            values = _krylov_values(work, rank + _OVERSAMPLING)
-        else:
-            values = _gram_values(work, rank)
-    values = values[..., :rank].to(work.dtype)
-    return values.to(weight.device)
-
-
-def rank_for_energy(weight: Tensor, share: float, cap: int) -> int:
-    """The smallest rank, at most `cap`, at which weight (out, in) keeps `share` in (0, 1] of its energy; 1 for zero."""
-    _check_share(share)
-    values = top_singular_values(weight, cap)
-    if values.ndim != 1:
-        raise InputError(f"weight of shape {tuple(weight.shape)}: a single (out, in) matrix is wanted")
-    return _rank_holding(values, share, energy(weight.flatten()))
-
-
-def _krylov_values(work: Tensor, block: int) -> Tensor:
-    """Singular values of `work` (…, m, n), m <= n, projected on span[Q, (AA^T)Q, …], each block orthonormalised."""
-    generator = torch.Generator().manual_seed(_TEST_MATRIX_SEED)  # on the CPU: the same draw on every device
-    start = torch.randn(work.shape[-1], block, generator=generator).to(work)
-    blocks = [torch.linalg.qr(work @ start).Q]
-    for _ in range(_KRYLOV_STEPS):
-        back = work.mT @ blocks[-1]
-        # Only the span matters; dividing keeps squares of very small or large weights within range.
-        back = back / back.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(back.dtype).tiny)
-        blocks.append(torch.linalg.qr(work @ back).Q)
-    basis = torch.linalg.qr(torch.cat(blocks, -1)).Q
-    projected = (basis.mT @ work).double()
-    return _roots_descending(torch.linalg.eigvalsh(projected @ projected.mT))
-
-
-def _gram_values(work: Tensor, rank: int) -> Tensor:
-    """Singular values of `work` (…, m, n), m <= n, from A A^T; in float64 where the wanted ones span a wide range."""
-    unit = work.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(work.dtype).tiny)
-    work = work / unit
-    eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
-    wide = eigenvalues[..., -rank] < _GRAM_FLOAT32_RANGE * eigenvalues[..., -1]
-    if work.dtype != torch.float64 and bool(wide.any()):
-        work = work.double()
-        eigenvalues = torch.linalg.eigvalsh(work @ work.mT)
-    return _roots_descending(eigenvalues) * unit.squeeze(-1)
-
-
-def _roots_descending(eigenvalues: Tensor) -> Tensor:
-    return eigenvalues.flip(-1).clamp_min(0).sqrt()
-
-
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _canonical_batch(names: Sequence[str], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
+def _alike(factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[list[str]]:
+    """Names of layers of one shape, type and device, as many at once as the memory of a batch allows."""
+    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, (up, down) in factors.items():
+        try:
+            _check_factors(up, down, None)
+        except InputError as error:
+            raise InputError(f"layer {name}: {error}") from error
+        groups[up.shape, down.shape, up.dtype, down.dtype, up.device].append(name)
+    for names in groups.values():
+        up, down = factors[names[0]]
+        size = max(1, _BATCH_NUMBERS // (up.numel() + down.numel()))
+        yield from (names[start : start + size] for start in range(0, len(names), size))
+
+
+def _stacked(names: Sequence[str], factors: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """up (n, out, r) and down (n, r, in) of these layers."""
     up = torch.stack([factors[name][0].detach() for name in names])
     down = torch.stack([factors[name][1].detach() for name in names])
     finite = up.isfinite().flatten(1).all(1) & down.isfinite().flatten(1).all(1)
     broken = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
     if broken:
         raise InputError(f"layer {', '.join(broken)}: up or down holds NaN or infinite values")
-    u, s, vh = canonical(up, down)
-    return {name: SVD(u[i], s[i], vh[i]) for i, name in enumerate(names)}
+    return up, down
 
 
 def _svd_of_product(left: Tensor, right: Tensor) -> SVD:
     """SVD of left (…, out, r) · right (…, r, in), signs fixed; s in float64.
 
-    The small core and the two thin products are in float64: they cost nothing, and TF32 cannot touch them.
+    The small core is in float64: it costs nothing. Q is never formed, its reflectors are applied to the core's vectors.
     """
-    left_basis, left_core = (part.double() for part in torch.linalg.qr(left))
-    right_basis, right_core = (part.double() for part in torch.linalg.qr(right.mT))
-    core_u, s, core_vh = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
-    u, vh = (left_basis @ core_u).to(left), (core_vh @ right_basis.mT).to(left)
-    largest = u.gather(-2, u.abs().argmax(-2, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
-    return SVD(u * sign, s, sign.mT * vh)
+    left_reflectors, right_reflectors = torch.geqrf(left), torch.geqrf(right.mT)
+    core_u, s, core_vh = torch.linalg.svd(
+        _triangle(left_reflectors[0]) @ _triangle(right_reflectors[0]).mT, full_matrices=False
+    )
+    return _signed(SVD(_reflected(*left_reflectors, core_u), s, _reflected(*right_reflectors, core_vh.mT).mT))
+
+
+def _triangle(reflectors: Tensor) -> Tensor:
+    """R (…, min(n, r), r) of a QR decomposition as geqrf gives it, in float64."""
+    return reflectors[..., : reflectors.shape[-1], :].triu().double()
+
+
+def _reflected(reflectors: Tensor, tau: Tensor, columns: Tensor) -> Tensor:
+    """Q · columns (…, n, k), in the number format of the reflectors (…, n, r)."""
+    padded = reflectors.new_zeros(*reflectors.shape[:-1], columns.shape[-1])
+    padded[..., : columns.shape[-2], :] = columns
+    return torch.ormqr(reflectors[..., : tau.shape[-1]], tau, padded)
+
+
+def _signed(svd: SVD) -> SVD:
+    """The largest entry of each column of u made positive, so that equal weights give equal directions."""
+    largest = svd.u.gather(-2, svd.u.abs().argmax(-2, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0).to(svd.u.dtype)
+    return SVD(svd.u * sign, svd.s, sign.mT * svd.vh)
 
 
 def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -328,16 +317,9 @@ def _check_share(share: float) -> None:
         raise InputError(f"energy share is {share}: it must be above 0 and at most 1, such as 0.95")
 
 
-def _rank_holding(s: Tensor, share: float, total: Tensor) -> int:
-    """The smallest count of leading values of s (k,) that hold `share` of the energy `total`, between 1 and k."""
-    held = _wide(s).square().cumsum(-1)
-    return min(int((held < share * total).sum()) + 1, s.numel())
-
-
 def _nonzero(svd: SVD) -> SVD:
     """In float64, without directions whose singular value is rounding error: any orthonormal vector may stand there."""
-    floor = svd.s.amax() * torch.finfo(svd.s.dtype).eps * max(svd.u.shape[0], svd.vh.shape[1])
-    count = int((svd.s > floor).sum())
+    count = true_rank(svd)
     return SVD(_wide(svd.u[:, :count]), _wide(svd.s[:count]), _wide(svd.vh[:count]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -37,6 +37,7 @@ __all__ = [
     "data_hash",
     "planned",
     "run_fingerprint",
+    "settled",
     "targets_of",
     "train",
 ]
@@ -84,6 +85,7 @@ class Run:
         where they ask to preserve it. Raises InputError where they do and it is missing, or a data set holds no
         captions but only what was encoded of them.
         """
+        config = settled(config, denoiser.prediction_type)
         _check_text(config, text, [dataset] if prior is None else [dataset, prior])
         check_kept(config.preserve, kept)
         self.config = config
@@ -106,6 +108,7 @@ class Run:
         self.step = 0
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
+        self.on_gradients: Callable[[], None] | None = None  # once in each step, when all of its gradients are there
         self.calibration_key = ""  # of the calibration that the adapter starts from, if any
         self._bad = 0
         self._stop = False
@@ -212,6 +215,8 @@ class Run:
         total = sum(self._backward(micro) for micro in range(self.config.optimizer.accumulation))
         if self.config.loss.orthogonality:
             self._backward_penalty()
+        if self.on_gradients is not None:
+            self.on_gradients()
         loss, norm = self._clip(total)
         dropped = _why_drop(loss, norm)
         if not dropped:
@@ -308,6 +313,17 @@ def _check_text(config: TrainConfig, text: TextEncoder | None, data: Sequence[Da
             "text_encoder_rate is set, but this data set holds encoded captions without their text; make it from"
             " pictures with captions, or set text_encoder_rate to 0"
         )
+
+
+def settled(config: TrainConfig, prediction_type: str) -> TrainConfig:
+    """The options with what "auto" stands for on a model of this kind, so that both are one run.
+
+    Flow models are trained on logit-normal times (Esser et al. 2024, section 3.1), the others on uniform ones.
+    """
+    if config.loss.timesteps != "auto":
+        return config
+    draw = "logit-normal" if prediction_type == "flow" else "uniform"
+    return replace(config, loss=replace(config.loss, timesteps=draw))
 
 
 def planned(config: TrainConfig, dataset: Dataset) -> TrainConfig:

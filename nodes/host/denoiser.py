@@ -42,8 +42,7 @@ class HostDenoiser:
     @property
     def prediction_type(self) -> str:
         """What the network predicts, by its name in file metadata: "epsilon", "v" or "flow"."""
-        kinds = {base.__name__ for base in type(self.model.model_sampling).__mro__}
-        return "v" if "V_PREDICTION" in kinds else "flow" if "CONST" in kinds else "epsilon"
+        return models.prediction_type(self.patcher)
 
     @property
     def device(self) -> torch.device:

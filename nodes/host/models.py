@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import comfy.model_base
 import comfy.utils
+import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
@@ -21,13 +23,16 @@ from ...trilora_core.layers import DEFAULT, choose, kinds_of
 
 __all__ = [
     "Architecture",
+    "bare_fingerprint",
     "base_name",
     "blocks",
     "detect",
     "fingerprint",
     "fingerprint_modules",
     "patches",
+    "prediction_type",
     "targets",
+    "unpatched",
     "unpatched_weights",
 ]
 
@@ -116,7 +121,8 @@ def targets(patcher: Any, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
         path, rows = places[stem]
         module = _submodule(model.diffusion_model, path)
         if hasattr(module, "weight"):  # not those that only some models of the architecture have
-            found[stem] = Target(module, rows, _hidden_weight(patcher, f"diffusion_model.{path}.weight"))
+            hidden = unpatched(patcher, f"diffusion_model.{path}.weight")
+            found[stem] = Target(module, rows, hidden, _reader(module))
     # the host builds its maps from sets of strings, whose order changes from one process to the next
     order = {id(module): index for index, module in enumerate(model.diffusion_model.modules())}
     stems = sorted(found, key=lambda stem: (order[id(found[stem].module)], found[stem].rows or (0, 0)))
@@ -138,22 +144,41 @@ def base_name(patcher: Any) -> str:
     return detect(patcher.model).title
 
 
+def prediction_type(patcher: Any) -> str:
+    """What the network predicts, by its name in file metadata: "epsilon", "v" or "flow"."""
+    kinds = {base.__name__ for base in type(patcher.get_model_object("model_sampling")).__mro__}
+    return "v" if "V_PREDICTION" in kinds else "flow" if "CONST" in kinds else "epsilon"
+
+
 def fingerprint(patcher: Any) -> str:
-    """Which base this is, by content: the unpatched attention weights, what is patched onto them, its noise schedule.
+    """Which base this is, by content: every unpatched weight, what is patched onto them, its noise schedule.
 
     Samples of the values, the same on any device.
     """
-    weights = [(stem, target.module.weight if target.weight is None else target.weight)
-               for stem, target in targets(patcher).items()]  # fmt: skip
-    sampling = patcher.get_model_object("model_sampling")
-    kind = "|".join(base.__name__ for base in type(sampling).__mro__)
-    return fingerprint_modules([*weights, (kind, sampling.sigmas), *patches(patcher)])
+    detect(patcher.model)
+    schedule = _schedule(patcher.get_model_object("model_sampling"))
+    return fingerprint_modules([*unpatched_weights(patcher), schedule, *patches(patcher)])
+
+
+_BARE: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def bare_fingerprint(patcher: Any) -> str:
+    """The fingerprint of the model as it was loaded, without what other nodes have put onto it; found once a model."""
+    if patcher.model not in _BARE:
+        schedule = _schedule(patcher.model.model_sampling)
+        _BARE[patcher.model] = fingerprint_modules([*unpatched_weights(patcher), schedule])
+    return _BARE[patcher.model]
+
+
+def _schedule(sampling: Any) -> tuple[str, Any]:
+    return "|".join(base.__name__ for base in type(sampling).__mro__), sampling.sigmas
 
 
 def unpatched_weights(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     """Every weight of a patcher's model by name, as it is without patches, whether they are merged just now or not."""
     for name, weight in patcher.model.named_parameters():
-        hidden = _hidden_weight(patcher, name)
+        hidden = unpatched(patcher, name)
         yield name, weight if hidden is None else hidden
 
 
@@ -166,7 +191,7 @@ def patches(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     for injections in patcher.injections.values():  # their names are random
         for injection in injections:
             for part in getattr(injection, "parts", ()):
-                yield from ((f"injected|{part.path}|{part.rows}", tensor) for tensor in (part.up, part.down))
+                yield from ((f"injected|{part.path}|{part.rows}", each) for each in (part.up, part.gain, part.down))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -179,21 +204,48 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def fingerprint_modules(weights: Any) -> str:
     """SHA-256 over names, shapes and SAMPLES evenly strided values of each (name, weight), in half precision."""
-    digest = hashlib.sha256()
-    for name, weight in weights:
+    digest, named = hashlib.sha256(), [(name, weight, _parts(weight)) for name, weight in weights]
+    samples = iter(_at_once([_sample(part) for _, _, parts in named for part in parts]))
+    for name, weight, parts in named:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
-        if not weight.is_meta:  # the host's stand-in for weights that the file lacks
-            digest.update(_sample(weight).numpy().tobytes())
+        for _ in parts:
+            digest.update(next(samples).numpy().tobytes())
     return digest.hexdigest()
 
 
+def _parts(weight: Any) -> list[Tensor]:
+    """The tensors that hold a weight: numbers and scales of a quantised one; none of what the file lacks."""
+    if hasattr(weight, "__tensor_flatten__"):
+        return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    return [] if weight.is_meta else [weight]
+
+
 def _sample(weight: Tensor) -> Tensor:
-    plain = weight.dequantize() if hasattr(weight, "params") and hasattr(weight, "dequantize") else weight
-    flat = plain.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().half().cpu()
+    flat = weight.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().half()
 
 
-def _hidden_weight(patcher: Any, key: str) -> Tensor | None:
+def _at_once(samples: Sequence[Tensor]) -> list[Tensor]:
+    """The same on the CPU, by one transfer from each device."""
+    found = list(samples)
+    for device in {sample.device for sample in samples}:
+        places = [place for place, sample in enumerate(samples) if sample.device == device]
+        sizes = [samples[place].numel() for place in places]
+        moved = torch.cat([samples[place] for place in places]).cpu().split(sizes)
+        for place, sample in zip(places, moved, strict=True):
+            found[place] = sample
+    return found
+
+
+def _reader(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What gives the numbers that a scaled or quantised weight of this module stands for, by the host's own method."""
+    convert = getattr(module, "convert_weight", None)
+    if convert is None:
+        return None
+    return lambda weight: convert(weight.float() if type(weight) in (Tensor, nn.Parameter) else weight)
+
+
+def unpatched(patcher: Any, key: str) -> Tensor | None:
     """W0 where the module does not hold it: the host keeps it aside while a LoRA is merged into the weight."""
     kept = patcher.backup.get(key)
     return None if kept is None else kept.weight

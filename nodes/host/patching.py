@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
 import comfy.utils
 import torch
-from comfy.weight_adapter import LoRAAdapter
 
 from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter, Layer
 from ...trilora_core.keys import guess_architecture
-from ...trilora_core.spectral import balanced
 from . import runtime, saving
 
-__all__ = ["apply"]
+__all__ = [
+    "Match",
+    "apply",
+    "check_names",
+    "coarse",
+    "host_patches",
+    "is_of_text",
+    "matches_of_clip",
+    "matches_of_model",
+]
 
 TEXT_STEMS = ("lora_te", "text_encoder")
 SHOWN = 5  # names in a message
@@ -33,7 +41,7 @@ log = logging.getLogger("trilora")
 
 
 @dataclass(frozen=True)
-class _Match:
+class Match:
     """One layer of the adapter and the weight that it changes.
 
     `where` is what the host's key maps hold: the weight's name, or (name, (dimension, start, length), …).
@@ -73,13 +81,11 @@ def apply(
             raise InputError(f"{name} is {value}; wanted a finite number, such as 1.0")
     if strength == 0.0 and (clip is None or strength_clip == 0.0):
         return model, clip
-    unet = _matches(adapter, model.model, comfy.lora.model_lora_keys_unet(model.model, {}))
-    text = {}
-    if clip is not None:
-        text = _matches(adapter, clip.cond_stage_model, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
-    _check_names(adapter, [*unet, *text], _kind(model.model), with_text=clip is not None)
-    _check_shapes(adapter, unet, _kind(model.model))
-    _check_shapes(adapter, text, "the text encoder")
+    if not adapter.layers:  # every block has strength 0
+        return model, clip
+    unet = matches_of_model(adapter, model.model)
+    text = {} if clip is None else matches_of_clip(adapter, clip.cond_stage_model)
+    check_names(adapter, [*unet, *text], _kind(model.model), with_text=clip is not None)
     if unet and strength != 0.0:
         model = model.clone()
         _patch(model, unet, strength)
@@ -89,24 +95,61 @@ def apply(
     return model, clip
 
 
-def _matches(adapter: Adapter, root: torch.nn.Module, names: Mapping[str, Any]) -> dict[str, _Match]:
+def matches_of_model(adapter: Adapter, model: torch.nn.Module) -> dict[str, Match]:
+    """The layers of a diffusion model that the adapter changes; InputError where a shape differs."""
+    return _matches(adapter, model, comfy.lora.model_lora_keys_unet, _kind(model))
+
+
+def matches_of_clip(adapter: Adapter, encoder: torch.nn.Module) -> dict[str, Match]:
+    """The layers of the text encoders that the adapter changes; InputError where a shape differs."""
+    return _matches(adapter, encoder, comfy.lora.model_lora_keys_clip, "the text encoder")
+
+
+def host_patches(matches: Mapping[str, Match]) -> dict[Any, Any]:
+    """The host's own adapters by weight, fresh ones each time: they keep state of the patcher that they are on."""
+    return {match.where: runtime.host_adapter(*match.layer.svd) for match in matches.values()}
+
+
+def coarse(matches: Mapping[str, Match]) -> int:
+    """How many of the layers are fp8 or quantised, so that merging rounds a part of the change away."""
+    return sum(match.hooked for match in matches.values())
+
+
+# What the host calls each weight of a model, by the names of files: asked once, for it walks over every weight.
+_NAMES: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+_PLACES: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, tuple[torch.nn.Module, str]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _matches(
+    adapter: Adapter, root: torch.nn.Module, ask: Callable[..., dict[str, Any]], kind: str
+) -> dict[str, Match]:
+    names = _NAMES.get(root)
+    if names is None:
+        names = _NAMES[root] = ask(root, {})
+    places = _PLACES.setdefault(root, {})
     found = {}
     for stem, layer in adapter.layers.items():
         if stem in names:
             where = names[stem]
-            path, _, attribute = (where if isinstance(where, str) else where[0]).rpartition(".")
-            module = comfy.utils.get_attr(root, path)
-            found[stem] = _Match(stem, layer, where, module, getattr(module, attribute))
+            key = where if isinstance(where, str) else where[0]
+            if key not in places:
+                path, _, attribute = key.rpartition(".")
+                places[key] = (comfy.utils.get_attr(root, path), attribute)
+            module, attribute = places[key]
+            found[stem] = Match(stem, layer, where, module, getattr(module, attribute))
+    _check_shapes(adapter, found, kind)
     return found
 
 
-def _patch(patcher: Any, matches: Mapping[str, _Match], strength: float) -> None:
-    merged = {match.where: _host_adapter(match.layer) for match in matches.values() if not match.hooked}
-    hooked = [_part(match, strength) for match in matches.values() if match.hooked]
+def _patch(patcher: Any, matches: Mapping[str, Match], strength: float) -> None:
+    hooked = {stem: match for stem, match in matches.items() if match.hooked}
+    merged = {stem: match for stem, match in matches.items() if stem not in hooked}
     if merged:
-        patcher.add_patches(merged, strength)
+        patcher.add_patches(host_patches(merged), strength)
     if hooked:
-        runtime.install(patcher, hooked)
+        runtime.install(patcher, [_part(match, strength) for match in hooked.values()])
         saving.prepare(patcher)
         log.info(
             "TriLoRA: %d of %d layers are fp8 or quantised: they are adapted while the model runs",
@@ -115,25 +158,28 @@ def _patch(patcher: Any, matches: Mapping[str, _Match], strength: float) -> None
         )
 
 
-def _host_adapter(layer: Layer) -> LoRAAdapter:
-    """The host's own adapter, a fresh one each time: it keeps state of the patcher that it is on."""
-    up, down = balanced(layer.svd)
-    return LoRAAdapter(set(), (up, down, None, None, None, None))
-
-
-def _part(match: _Match, strength: float) -> runtime.Part:
-    up, down = balanced(match.layer.svd)
+def _part(match: Match, strength: float) -> runtime.Part:
+    u, s, vh = match.layer.svd
     name, rows = match.where, None
     if not isinstance(match.where, str):
         name, (_, start, length) = match.where
         rows = (start, length)
-    return runtime.Part(name.removesuffix(".weight"), up * strength, down, rows)
+    return runtime.Part(name.removesuffix(".weight"), u, s * strength, vh, rows)
 
 
-def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bool) -> None:
+def is_of_text(stem: str) -> bool:
+    """True for a layer of a text encoder, in any spelling that the host knows."""
+    return stem.startswith(TEXT_STEMS)
+
+
+def check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bool) -> None:
+    """Say which layers of the adapter were not found, InputError where none was.
+
+    `with_text`: whether layers of text encoders were looked for too.
+    """
     known = set(found)
     missing = [stem for stem in adapter.layers if stem not in known]
-    of_text = [stem for stem in missing if stem.startswith(TEXT_STEMS)]
+    of_text = [stem for stem in missing if is_of_text(stem)]
     if not found:
         advice = "use the base model that the adapter was trained for"
         if of_text and not with_text and len(of_text) == len(missing):
@@ -144,13 +190,13 @@ def _check_names(adapter: Adapter, found: list[str], kind: str, *, with_text: bo
         )
     if of_text and not with_text:
         log.info("TriLoRA: connect clip to use the text encoder's layers too: %s", _some(of_text))
-        missing = [stem for stem in missing if not stem.startswith(TEXT_STEMS)]
+        missing = [stem for stem in missing if not is_of_text(stem)]
     if missing:
         counts = f"{len(missing)} of {len(adapter.layers)} layers"
         log.warning("TriLoRA: %s are not in this %s and are left out: %s", counts, kind, _some(missing))
 
 
-def _check_shapes(adapter: Adapter, matches: Mapping[str, _Match], kind: str) -> None:
+def _check_shapes(adapter: Adapter, matches: Mapping[str, Match], kind: str) -> None:
     for match in matches.values():
         change = match.layer.svd.u.shape[0], match.layer.svd.vh.shape[-1]
         if change != match.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,8 @@ class HostPreviewer:
     """The Previewer protocol over a host's model, clip and vae: draws with the model as it is at each call.
 
     The model is sampled as given, neither cloned nor loaded anew; a model that is being trained goes on afterwards as
-    if nothing had been drawn. Encoded prompts are kept for the life of the object.
+    if nothing had been drawn. Encoded prompts are kept for the life of the object, but not those of `live`, which
+    encodes a prompt in place of the clip, as a text encoder that is being trained would now.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class HostPreviewer:
         sampler: str = "euler",
         scheduler: str = "normal",
         negative: str = "",
+        live: Callable[[str], Any] | None = None,
     ) -> None:
         """Sides are in pixels, rounded down to multiples of 8; raises InputError for settings the host lacks."""
         for name, given in (("model", model), ("clip", clip), ("vae", vae)):
@@ -64,6 +66,7 @@ class HostPreviewer:
         self.sampler = sampler
         self.scheduler = scheduler
         self.negative = negative
+        self._live = live
         self._encoded: dict[str, Any] = {}
 
     @property
@@ -102,6 +105,8 @@ class HostPreviewer:
             return [self._draw(one, negative, seed) for one, seed in zip(encoded, seeds, strict=True)]
 
     def _encode(self, prompt: str) -> Any:
+        if self._live is not None:
+            return self._live(prompt)
         if prompt not in self._encoded:
             self._encoded[prompt] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
         return self._encoded[prompt]

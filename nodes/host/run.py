@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -21,12 +22,14 @@ from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
+from ...trilora_core.keys import is_text
 from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
 from ...trilora_core.monitor import Measure, split
 from ...trilora_core.preserve import Kept
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint
+from ...trilora_core.spectrum import Spectrum
+from ...trilora_core.train import Run, Step, data_hash, planned, run_fingerprint, settled, targets_of
 from . import models
 from .denoiser import HostDenoiser
 from .events import Progress, announce, check_interrupt, interrupt_type, summary
@@ -34,6 +37,7 @@ from .paths import output_folder, unique_file
 from .preserve import asked, prior_captions
 from .preview import HostPreviewer
 from .routes import running
+from .text import HostTextEncoder, text_encoder_to_train
 from .training import trainable_patcher, training
 
 __all__ = ["train_in_host"]
@@ -42,6 +46,16 @@ EVENTS_PER_SECOND = 4  # more would only load the browser
 GUIDANCE = {"flux": 1.0, "sd3": 4.5}  # of previews: what is usual; for the others the previewer's own
 
 log = logging.getLogger("trilora")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What an adapter starts from besides the options: another one, a calibration, or nothing."""
+
+    adapter: Adapter | None
+    hash: str
+    calibration: Calibration | None
+    calibration_key: str
 
 
 def train_in_host(
@@ -62,14 +76,15 @@ def train_in_host(
 
     A finished run with the same options, pictures, base and start is read from the disk. The host's interrupt is
     passed on after what was trained has been saved; a stop that was asked for over the host's server ends the run and
-    gives what it has learned. `clip` and `vae` draw the previews, if any are wanted; `calibration` is what the init
-    "contrast" starts from. Raises InputError for what cannot be trained.
+    gives what it has learned. `clip` and `vae` are the data set's: they draw the previews, if any are wanted, and the
+    clip is trained along if the options say so; `calibration` is what the init "contrast" starts from. Raises
+    InputError for what cannot be trained.
     """
     held_out = None
     if config.monitor.validation_share:
         data, held_out = split(data, config.monitor.validation_share, config.seed)
-    config = planned(config, data)
     patcher = trainable_patcher(model)
+    config = settled(planned(config, data), models.prediction_type(patcher))
     start_hash = "" if start_from is None else adapter_hash(start_from)
     key = _calibration_key(config, calibration)
     parts = (config, data_hash(data, prior), models.fingerprint(patcher), start_hash, key)
@@ -77,17 +92,18 @@ def train_in_host(
     if finished is not None:
         text = f"Already trained: read from {finished.path}. Change the seed or a setting to train anew."
         return finished, _said(node_id, f"{text} {finished.note}".strip())
-    previewer = _previewer(patcher, data, config, clip, vae)
+    text_encoder = text_encoder_to_train(patcher, data, prior, config, clip)
+    previewer = _previewer(patcher, data, config, clip, vae, text_encoder)
     captions = prior_captions(data, config, clip, vae)
     if resume:
         _take_over(name, output, run_fingerprint(*parts, with_steps=False), config.steps)
     report = _Reporter(node_id, config.steps)
     report.progress.text("preparing the model")
-    with training(patcher):
+    with training(patcher, None if text_encoder is None else text_encoder.patcher):
         denoiser = HostDenoiser(patcher)
         kept = None if captions is None else asked(denoiser, captions, data, config, node_id)
-        run = _prepare(denoiser, data, prior, config, start_from, calibration if key else None, kept)
-        run.start_hash, run.calibration_key = start_hash, key
+        start = _Start(start_from, start_hash, calibration if key else None, key)
+        run = _prepare(denoiser, data, prior, config, start, text_encoder, kept)
         with running(run, node_id):
             memory = _measure(run, report)
             outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
@@ -106,8 +122,13 @@ def _calibration_key(config: TrainConfig, calibration: Calibration | None) -> st
     return calibration.facts.key
 
 
-def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any) -> HostPreviewer | None:
-    """What draws the previews, at the data set's resolution, its prompts encoded; None if none are wanted."""
+def _previewer(
+    patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae: Any, text_encoder: HostTextEncoder | None
+) -> HostPreviewer | None:
+    """What draws the previews, at the data set's resolution; None if none are wanted.
+
+    Its prompts are encoded, but where the text encoder is trained: there they will be, each time.
+    """
     if not config.monitor.preview_every:
         return None
     if clip is None or vae is None:
@@ -115,9 +136,15 @@ def _previewer(patcher: Any, data: Dataset, config: TrainConfig, clip: Any, vae:
             "previews are wanted, but this data set has no clip and vae to draw them with; take TriLoRA Dataset"
             " (folder) or (images), or set preview_every of TriLoRA Monitor Options to 0"
         )
-    side, cfg = data.config.resolution, GUIDANCE.get(models.detect(patcher.model).name, 7.0)
-    previewer = HostPreviewer(patcher, clip, vae, width=side, height=side, cfg=cfg)
-    previewer.encode(config.monitor.preview_prompts)
+    watch = config.monitor
+    side = watch.preview_resolution or data.config.resolution
+    cfg = watch.preview_cfg or GUIDANCE.get(models.detect(patcher.model).name, 7.0)
+    live = None if text_encoder is None else text_encoder.prompt
+    previewer = HostPreviewer(
+        patcher, clip, vae, width=side, height=side, steps=watch.preview_steps, cfg=cfg, live=live
+    )
+    if live is None:
+        previewer.encode(config.monitor.preview_prompts)
     return previewer
 
 
@@ -161,26 +188,29 @@ def _prepare(
     data: Dataset,
     prior: Dataset | None,
     config: TrainConfig,
-    start_from: Adapter | None,
-    calibration: Calibration | None,
+    start: _Start,
+    text_encoder: HostTextEncoder | None,
     kept: Kept | None,
 ) -> Run:
-    targets = denoiser.targets(config.adapter.layers)
-    if calibration is not None:
-        check_calibration(calibration, denoiser, data, targets)
+    targets = targets_of(config, denoiser, text_encoder)
+    if start.calibration is not None:
+        check_calibration(start.calibration, denoiser, data, targets)
     adapter = TriLoRA.create(
         targets,
         config.adapter,
         seed=config.seed,
         data_hash=data.content_hash,  # a start alike with and without prior pictures, as on the command line
         device=denoiser.device,
-        calibration=calibration,
+        calibration=start.calibration,
     )
-    if start_from is not None:
-        adapter.start_from(start_from.layers)
-    run = Run(config, denoiser, data, adapter, prior, kept=kept)
+    if start.adapter is not None:
+        adapter.start_from(start.adapter.layers)
+    run = Run(config, denoiser, data, adapter, prior, text_encoder, kept)
+    run.start_hash, run.calibration_key = start.hash, start.calibration_key
     count = sum(parameter.numel() for parameter in adapter.trainable())
-    size = f"{len(adapter.branches)} layers, {count} parameters, {summary(data)}"
+    of_text = sum(map(is_text, adapter.branches))
+    beside_model = f" ({of_text} of the text encoder)" if of_text else ""
+    size = f"{len(adapter.branches)} layers{beside_model}, {count} parameters, {summary(data)}"
     beside = "" if prior is None else f", prior: {summary(prior)}"
     base = f"base {denoiser.base_name} ({denoiser.architecture})"
     log.info("training %s: %s%s, %s", config.adapter.method, size, beside, base)
@@ -220,7 +250,7 @@ def _train(
             on_stopped=stopped.append,
             held_out=held_out,
             previewer=previewer,
-            listeners=Listeners(on_measure=report.measured, on_preview=report.drawn, on_problem=report.problem),
+            listeners=Listeners(report.measured, report.drawn, report.problem, report.looked),
         )
     except OUT_OF_MEMORY as error:
         make_room(run, error)
@@ -240,6 +270,7 @@ class _Reporter:
         self.short = ""  # a line about memory, below every text
         self._measured = ""  # lines of the last measure and of the last previews
         self._drawn = ""
+        self._looked = ""  # a line of the last look at the singular values
         self._smooth: float | None = None
         self._pace: float | None = None  # seconds per step, smoothed
         self._shown = 0.0
@@ -267,6 +298,12 @@ class _Reporter:
         """Hear of pictures that were drawn."""
         self._drawn = f"\npreviews of step {step} in {paths[0].parent}"
 
+    def looked(self, spectrum: Spectrum) -> None:
+        """Hear of a look at the singular values."""
+        numbers = f"effective rank {spectrum.effective_rank:.3g} · norm {spectrum.norm:.3g}"
+        self._looked = f"\n{numbers} at step {spectrum.step}"
+        log.info("step %d: %s", spectrum.step, numbers)
+
     def problem(self, text: str) -> None:
         """Hear of what went wrong without ending the run."""
         self._drawn = f"\n{text}"
@@ -278,7 +315,7 @@ class _Reporter:
         loss = "-" if self._smooth is None else f"{self._smooth:.4f}"
         note = f"\nstep left out: {step.dropped}" if step.dropped else ""
         self.short = spilled(self.device) or self.short
-        note += self._measured + self._drawn + (f"\n{self.short}" if self.short else "")
+        note += self._measured + self._looked + self._drawn + (f"\n{self.short}" if self.short else "")
         return f"step {step.step} of {step.steps} · loss {loss} · {pace:.2f} s/step · {left} left{note}"
 
 

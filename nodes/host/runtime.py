@@ -13,19 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.utils
+import torch
 from comfy.patcher_extension import CallbacksMP
+from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hooks", "Part", "install", "possible", "rounds_away"]
+__all__ = ["Hooks", "Part", "host_adapter", "install", "possible", "rounds_away"]
 
 NAME = "trilora"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One layer's change: up (out, k), strength included, and down (k, in · kernel), both float32.
+    """One layer's change: up (out, k) · diag(gain) · down (k, in · kernel), all float32; gain holds the strength.
 
     `path` is the module's name in the host's model; `rows` is the first row and the number of rows that change, None
     for all.
@@ -33,6 +35,7 @@ class Part:
 
     path: str
     up: Tensor
+    gain: Tensor
     down: Tensor
     rows: tuple[int, int] | None = None
     _cast: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
@@ -53,7 +56,9 @@ class Part:
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         place = (like.device, like.dtype)
         if place not in self._cast:
-            self._cast[place] = (self.up.to(like.device, like.dtype), self.down.to(like.device, like.dtype))
+            root = self.gain.abs().sqrt()  # on both sides, so that neither falls below what half precision holds
+            up, down = self.up * (root * self.gain.sign()), root.unsqueeze(1) * self.down
+            self._cast[place] = (up.to(like.device, like.dtype), down.to(like.device, like.dtype))
         return self._cast[place]
 
 
@@ -76,6 +81,15 @@ class Hooks:
             handle.remove()
         for part in self.parts:
             part.forget()
+
+
+def host_adapter(up: Tensor, gain: Tensor, down: Tensor) -> LoRAAdapter:
+    """The host's own adapter for up (out, k) · diag(gain) · down (k, in · kernel).
+
+    The gain goes where a LoRA with a middle convolution has its core, so that the large factors are shared, not copied:
+    a moved slider then costs a small matrix a layer.
+    """
+    return LoRAAdapter(set(), (up, down, None, torch.diag(gain)[:, :, None, None], None, None))
 
 
 def rounds_away(module: nn.Module, weight: Tensor) -> bool:

@@ -12,9 +12,8 @@ from typing import Any
 
 import comfy.model_management
 from comfy.patcher_extension import CallbacksMP
-from comfy.weight_adapter import LoRAAdapter
 
-from .runtime import Hooks, Part
+from .runtime import Hooks, Part, host_adapter
 
 __all__ = ["prepare"]
 
@@ -50,7 +49,7 @@ def _merged(patcher: Any) -> Any:
         for hooks in injections:
             if isinstance(hooks, Hooks):
                 clone.remove_injections(name)
-                clone.add_patches({_weight(part): _host_adapter(part) for part in hooks.parts})
+                clone.add_patches({_weight(part): host_adapter(part.up, part.gain, part.down) for part in hooks.parts})
     for question in QUESTIONS:
         vars(clone).pop(question, None)  # its class answers
     return clone
@@ -59,10 +58,6 @@ def _merged(patcher: Any) -> Any:
 def _weight(part: Part) -> Any:
     key = part.path + ".weight"
     return key if part.rows is None else (key, (0, *part.rows))
-
-
-def _host_adapter(part: Part) -> LoRAAdapter:
-    return LoRAAdapter(set(), (part.up, part.down, None, None, None, None))
 
 
 def _merge_when_forced(patcher: Any, _device: Any, _low_vram: Any, force_patch_weights: bool, _full: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ...trilora_core.errors import InputError
 from . import models
+from .runtime import rounds_away
 
 __all__ = ["trainable_patcher", "training"]
 
 EVERYTHING = 1e20  # bytes: have the host move its other models off the device
-SAVED_BY_NORMS = ("img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "pre_norm")
+SAVED_BY_NORMS = ("img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "pre_norm", "layer_norm1", "layer_norm2")
 
 
 def trainable_patcher(patcher: Any) -> Any:
@@ -36,28 +37,41 @@ def trainable_patcher(patcher: Any) -> Any:
 
 
 @contextmanager
-def training(patcher: Any) -> Iterator[None]:
+def training(patcher: Any, text: Any | None = None) -> Iterator[None]:
     """Load the model whole and make its frozen weights usable by autograd, in normal mode; undone at every exit.
 
-    `patcher` is what `trainable_patcher` returned. The body runs with inference mode off. Raises InputError where the
-    host would keep a part of the model off its device.
+    `patcher` is what `trainable_patcher` returned, `text` the patcher of a HostTextEncoder that is trained along. The
+    body runs with inference mode off. Raises InputError where the host would keep a part of one off its device, and
+    where it runs them on two devices.
     """
-    _load(patcher)
+    patchers = [patcher] if text is None else [patcher, text]
+    _load(patchers)
     with ExitStack() as stack:
         stack.callback(comfy.model_management.soft_empty_cache)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_in_training())
-        stack.enter_context(_normal_tensors(patcher.model))
+        for loaded in patchers:
+            stack.enter_context(_normal_tensors(loaded.model))
+            stack.enter_context(_whole_products(loaded.model))
         stack.enter_context(_running(patcher))
         if models.detect(patcher.model).in_place:
             stack.enter_context(_norms_keep_their_inputs(patcher.model.diffusion_model))
+        if text is not None:
+            stack.enter_context(_norms_keep_their_inputs(text.model))
         yield
 
 
-def _load(patcher: Any) -> None:
+def _load(patchers: Sequence[Any]) -> None:
+    devices = [patcher.load_device for patcher in patchers]
+    if len(set(devices)) > 1:
+        raise InputError(
+            f"the host runs the model on {devices[0]} and its text encoder on {devices[1]}; to train both, load the"
+            " clip for the model's device (device of its loader on default, no --lowvram), or set text_encoder_rate"
+            " to 0"
+        )
     with torch.inference_mode():  # as in a node: weights that inference mode made may only be moved in it
-        comfy.model_management.load_models_gpu([patcher], memory_required=EVERYTHING, force_full_load=True)
-    if getattr(patcher.model, "model_lowvram", False):
+        comfy.model_management.load_models_gpu(list(patchers), memory_required=EVERYTHING, force_full_load=True)
+    if any(getattr(patcher.model, "model_lowvram", False) for patcher in patchers):
         raise InputError(
             "the host keeps a part of this model off the device (--novram or too little memory); training needs all of"
             " it there: free memory, or use a smaller or quantised model"
@@ -87,6 +101,31 @@ def _running(patcher: Any) -> Iterator[None]:
         yield
     finally:
         patcher.cleanup()
+
+
+@contextmanager
+def _whole_products(model: nn.Module) -> Iterator[None]:
+    """Have fp8 and quantised layers multiply what their weights stand for, by a weight function that changes nothing.
+
+    Without one, hosts round the layer's input too where the hardware or the format can multiply such numbers: the older
+    ones then have no gradient, the newer ones one that is a few percent off.
+    """
+    changed = []
+    for module in model.modules():
+        weight, functions = getattr(module, "weight", None), getattr(module, "weight_function", None)
+        if isinstance(weight, Tensor) and functions is not None and rounds_away(module, weight):
+            module.weight_function = [*functions, _as_it_is]
+            changed.append((module, module.weight_function, functions))
+    try:
+        yield
+    finally:
+        for module, ours, functions in changed:
+            if module.weight_function is ours:  # not one that the host has set anew in the meantime
+                module.weight_function = functions
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 @contextmanager
@@ -129,13 +168,13 @@ def _replace(owner: dict[str, Any], name: str) -> tuple[dict[str, Any], str, Ten
 
 
 @contextmanager
-def _norms_keep_their_inputs(denoiser: nn.Module) -> Iterator[None]:
-    """Give the norms of Flux blocks copies: autograd saves what they saw, and the blocks then add to it in place.
+def _norms_keep_their_inputs(model: nn.Module) -> Iterator[None]:
+    """Give the norms of Flux and CLIP copies: autograd saves what they saw, and the blocks then add to it in place.
 
     torch.autograd.graph.allow_mutation_on_saved_tensors would do, but its bookkeeping grows with every step.
     """
     with ExitStack() as stack:
-        for name, module in denoiser.named_modules():
+        for name, module in model.named_modules():
             if name.rpartition(".")[2] in SAVED_BY_NORMS:
                 stack.callback(module.register_forward_pre_hook(_copied).remove)
         yield

@@ -139,6 +139,10 @@ class Client:
             pictures.append(np.asarray(Image.open(io.BytesIO(self._request(f"/view?{query}"))).convert("RGB")))
         return pictures
 
+    def picture(self, path: str) -> np.ndarray:
+        """The picture at `path`, uint8 (H, W, 3)."""
+        return np.asarray(Image.open(io.BytesIO(self._request(urllib.parse.quote(path)))).convert("RGB"))
+
     @contextlib.contextmanager
     def listen(self) -> Iterator[Events]:
         """Collect the websocket's messages to this client while the block runs."""

@@ -161,6 +161,7 @@ OUTPUTS = {
     "SaveTriLoRA": [],
     "LoadTriLoRA": ["TRILORA"],
     "ApplyTriLoRA": ["MODEL", "CLIP"],
+    "TriLoRAHook": ["HOOKS"],
     "MergeTriLoRA": ["TRILORA"],
 }
 

@@ -44,6 +44,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ["model", "clip", "vae", "prompts", "count", "resolution", "seed"],
         ["steps", "cfg", "negative", "cache"],
     ),
+    "TriLoRAPreset": (["model", "dataset", "goal"], ["options"]),
     "TriLoRAOptimizerOptions": (
         [
             "init",
@@ -77,6 +78,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "min_snr_gamma",
             "noise_offset",
             "orthogonality",
+            "text_encoder_rate",
             "preserve_base",
             "preserve_prompts",
         ],
@@ -94,17 +96,30 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
             "keep_best",
             "keep_state",
         ],
-        ["options"],
+        ["options", "spectrum_every", "preview_steps", "preview_cfg", "preview_resolution"],
     ),
     "TriLoRACalibrate": (["model", "dataset"], ["prior_prompts", "name", "options"]),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
         ["options", "start_from", "prior", "calibration"],
     ),
-    "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], []),
+    "SaveTriLoRA": (["trilora", "filename_prefix", "dtype"], ["cover"]),
     "LoadTriLoRA": (["lora_name"], []),
-    "ApplyTriLoRA": (["model", "trilora", "strength"], ["clip", "strength_clip"]),
-    "MergeTriLoRA": (["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"], []),
+    "ApplyTriLoRA": (
+        ["model", "trilora", "strength"],
+        ["clip", "strength_clip", "keep_rank", "keep_energy", "tone", "normalize", "block_preset", "blocks"],
+    ),
+    "TriLoRAHook": (
+        ["trilora", "strength"],
+        ["strength_end", "curve", "keyframe_count", "ranks", "strength_clip", "keyframes"],
+    ),
+    "MergeTriLoRA": (
+        ["trilora_a", "trilora_b", "weight_a", "weight_b", "method", "rank"],
+        ["density", "keep_energy", "seed", "prior_weight", "calibration_a", "calibration_b"],
+    ),
+    "ResizeTriLoRA": (["trilora", "rank", "energy"], []),
+    "ExtractTriLoRA": (["model_tuned", "model_base", "rank"], ["energy", "layers", "clip_tuned", "clip_base"]),
+    "TriLoRASpectrum": (["trilora"], ["trilora_b", "trilora_c"]),
 }
 OUTPUTS = {
     "TriLoRADataset": ["dataset"],
@@ -113,17 +128,22 @@ OUTPUTS = {
     "TriLoRADatasetOptions": ["options"],
     "TriLoRADatasetReport": ["image", "report"],
     "TriLoRAPriorPictures": ["dataset"],
+    "TriLoRAPreset": ["options", "rank", "steps", "learning_rate", "batch_size", "report"],
     "TriLoRAOptimizerOptions": ["options"],
     "TriLoRALayerOptions": ["options"],
     "TriLoRAMonitorOptions": ["options"],
     "TriLoRACalibrate": ["calibration"],
-    "TrainTriLoRA": ["trilora", "model", "loss"],
+    "TrainTriLoRA": ["trilora", "model", "loss", "clip"],
     "SaveTriLoRA": [],
     "LoadTriLoRA": ["trilora"],
     "ApplyTriLoRA": ["model", "clip"],
+    "TriLoRAHook": ["hooks"],
     "MergeTriLoRA": ["trilora"],
+    "ResizeTriLoRA": ["trilora", "report"],
+    "ExtractTriLoRA": ["trilora", "report"],
+    "TriLoRASpectrum": ["image", "report"],
 }
-OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport"}
+OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport", "TriLoRASpectrum"}
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +175,17 @@ def test_outputs(info: dict[str, Any], node: str) -> None:
 
 @pytest.mark.parametrize(
     ("node", "name"),
-    [("TrainTriLoRA", "seed"), ("TriLoRAPriorPictures", "seed"), ("TriLoRAMonitorOptions", "preview_seed")],
+    [
+        ("TrainTriLoRA", "seed"),
+        ("TriLoRAPriorPictures", "seed"),
+        ("TriLoRAMonitorOptions", "preview_seed"),
+        ("MergeTriLoRA", "seed"),
+    ],
 )
 def test_seed_stays(info: dict[str, Any], node: str, name: str) -> None:
     """Else every press of Queue trains, or draws, anew."""
-    seed = info[node]["input"]["required"][name]
+    inputs = info[node]["input"]
+    seed = (inputs["required"] | inputs.get("optional", {}))[name]
     assert not seed[1].get("control_after_generate")
 
 

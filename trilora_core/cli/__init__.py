@@ -10,6 +10,9 @@ VERBS: dict[str, str] = {
     "train": "train an adapter on a folder of captioned pictures",
     "apply": "draw pictures with an adapter, at one strength or several",
     "merge": "add several adapters into one",
+    "resize": "cut an adapter to a smaller rank",
+    "extract": "make an adapter of a fine-tuned model and the model that it was tuned from",
+    "convert": "write an adapter in another spelling, for other programs",
     "inspect": "show what an adapter file holds",
     "demo": "train on the small model and pictures that ship with this repository",
 }

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import INITS, LAYERS, METHODS, TrainConfig
-from .options import option
+from ..config import INITS, LAYERS, METHODS, TrainConfig, parse_rank
+from .options import Given, Refines, option, refuse_idle
 from .parser import OneLineParser, rank, whole
 
-__all__ = ["add_adapter_options"]
+__all__ = ["add_adapter_options", "check_adapter"]
+
+_REFINES: dict[str, Refines[TrainConfig]] = {
+    "adapter.rank_cap": Refines(
+        "--rank-cap", "--rank energy:0.9", lambda run: isinstance(parse_rank(run.adapter.rank), float)
+    ),
+}
 
 
 def add_adapter_options(parser: OneLineParser) -> None:
@@ -29,7 +35,11 @@ def _add_shape(parser: OneLineParser) -> None:
         type=rank,
     )
     option(
-        group, "--rank-cap", "adapter.rank_cap", f"limit of an energy rank (default: {adapter.rank_cap})", type=whole
+        group,
+        "--rank-cap",
+        "adapter.rank_cap",
+        f"limit of an energy rank, with --rank energy:0.9 (default: {adapter.rank_cap})",
+        type=whole,
     )
     option(group, "--alpha", "adapter.alpha", "scale of the change is alpha / rank (default: alpha = rank)", type=float)
     option(
@@ -84,3 +94,8 @@ def _add_layers(parser: OneLineParser) -> None:
         "share of the rank's directions that each step leaves out, drawn anew (default: 0, none)",
         type=float,
     )
+
+
+def check_adapter(given: Given, config: TrainConfig) -> None:
+    """Raise InputError for a flag that would do nothing."""
+    refuse_idle(given, _REFINES, config)

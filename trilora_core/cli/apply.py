@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from ..atomic import write_atomic
 from ..backend_diffusers import DiffusersPreviewer, apply_adapter
+from ..block_text import PRESETS
 from ..fileformat import Adapter, read_adapter
 from ..plots import picture_grid
+from ..shaping import Shape, shape
 from .base import choose_device, load_base
 from .parser import Arguments, OneLineParser, add_device, whole
 from .saving import check_picture
@@ -25,7 +27,9 @@ examples:
   python -m trilora_core apply --model MODEL --adapter style.safetensors \\
       --prompt "a cat, my style" --strength 0.8 --seed 7 --output cat.png
   python -m trilora_core apply --model MODEL --adapter style.safetensors \\
-      --prompt "a cat, my style" "a house, my style" --strength 0 0.5 1 1.5 --output grid.png"""
+      --prompt "a cat, my style" "a house, my style" --strength 0 0.5 1 1.5 --output grid.png
+  python -m trilora_core apply --model MODEL --adapter style.safetensors \\
+      --prompt "a cat, my style" --keep-rank 4 --normalize --blocks "OUT:0.5, MID:0" --output less.png"""
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -55,13 +59,62 @@ def add_arguments(parser: OneLineParser) -> None:
     drawing.add_argument(
         "--resolution", type=whole, default=0, metavar="N", help="pixels, square (default: the model's own size)"
     )
+    _add_shape(parser)
     add_device(parser)
+
+
+def _add_shape(parser: OneLineParser) -> None:
+    plain = Shape()
+    group = parser.add_argument_group("what of the adapter comes through, in this order")
+    group.add_argument(
+        "--keep-rank",
+        type=whole,
+        default=plain.keep_rank,
+        metavar="N",
+        help="keep the N strongest directions of each layer; 0 keeps all (default)",
+    )
+    group.add_argument(
+        "--keep-energy",
+        type=float,
+        default=plain.keep_energy,
+        metavar="SHARE",
+        help="keep as many of them as hold this share of the energy, above 0 to 1 (default: 1, all)",
+    )
+    group.add_argument(
+        "--tone",
+        type=float,
+        default=plain.tone,
+        metavar="X",
+        help="power on the singular values, 0 to 10: 0 makes them equal, above 1 lets the strong ones stand out; the"
+        " largest one stays (default: 1)",
+    )
+    group.add_argument(
+        "--normalize", action="store_true", help="hold each layer's energy when the rank is cut or the tone bent"
+    )
+    group.add_argument(
+        "--block-preset", choices=PRESETS, default=plain.preset, help="the blocks that are changed (default: ALL)"
+    )
+    group.add_argument(
+        "--blocks",
+        metavar="TEXT",
+        default=plain.blocks,
+        help='strengths of blocks over the preset: "IN04-08:0.5, MID:1, OUT:0, TE:0.7", a preset\'s name, or a list of'
+        " 17 or 26 (SD 1.5), 12 or 20 (SDXL) numbers",
+    )
 
 
 def run(arguments: Arguments) -> int:
     """Load, draw, save."""
     output = check_picture(arguments.output)
-    adapter = read_adapter(arguments.adapter)
+    how = Shape(
+        arguments.keep_rank,
+        arguments.keep_energy,
+        arguments.tone,
+        arguments.normalize,
+        arguments.block_preset,
+        arguments.blocks,
+    )
+    adapter = shape(read_adapter(arguments.adapter), how)
     pipe = load_base(arguments.model, choose_device(arguments.device), arguments.base_dtype)
     previewer = DiffusersPreviewer(
         pipe,

@@ -15,7 +15,8 @@ from ..config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig
 from ..data import MemoryStore
 from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
 from ..errors import InputError
-from ..plots import picture_grid, plot_losses, plot_spectrum
+from ..plots import picture_grid, plot_losses
+from ..plots_spectrum import plot_adapters
 from ..session import Outcome
 from .apply import draw
 from .base import choose_device, load_base, own_resolution
@@ -99,8 +100,7 @@ def _show(pipe: Any, outcome: Outcome, folder: Path, seed: int) -> None:
     columns = [f"strength {s:g}" if s else "without adapter" for s in STRENGTHS]
     picture_grid(rows, folder / "before_after.png", row_labels=labels, column_labels=columns)
     plot_losses(outcome.losses, folder / "loss.png", title="Training loss of the demo")
-    spectra = {stem: layer.svd.s for stem, layer in outcome.adapter.layers.items()}
-    plot_spectrum(spectra, folder / "spectrum.png", title="What the demo's adapter learned")
+    plot_adapters([outcome.adapter], ["What the demo's adapter learned"], folder / "spectrum.png")
 
 
 def _next_steps(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Show what an adapter file holds: base model, ranks, layers, energy, trigger words and how it was trained."""
+"""Show what an adapter file holds (base model, ranks, layers, energy, trigger words), or how a run went by its log."""
 
 from __future__ import annotations
 
@@ -7,48 +7,94 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..anatomy import overlap_lines
+from ..cover import cover_size
 from ..errors import InputError
-from ..fileformat import Adapter, read_adapter
+from ..fileformat import Adapter, read_adapter, tensor_hash
+from ..keys import is_text
 from ..metadata import architecture_of, base_model, rank_summary, trigger_words
-from ..plots import plot_spectrum, short_name
+from ..plots import short_name
+from ..plots_run import plot_run
+from ..plots_spectrum import plot_adapters
+from ..runrecord import read_log
 from ..spectral import effective_rank, energy
 from .parser import Arguments, OneLineParser
+from .run_report import run_report, run_table
 from .saving import check_picture
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
-USAGE = "FILE [options]"
+_LOG = ".jsonl"
+
+USAGE = "FILE [FILE ...] [options]"
 EXAMPLES = """\
 examples:
   python -m trilora_core inspect style.safetensors
   python -m trilora_core inspect style.safetensors --layers
   python -m trilora_core inspect style.safetensors --json
-  python -m trilora_core inspect style.safetensors --plot spectrum.png"""
+  python -m trilora_core inspect style.safetensors --plot spectrum.png
+  python -m trilora_core inspect style.safetensors subject.safetensors --plot both.png
+  python -m trilora_core inspect style.log.jsonl --plot run.png"""
 
 
 def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", metavar="FILE", help="adapter (.safetensors): ours, or any plain LoRA")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="adapters (.safetensors), ours or any plain LoRA, of several also how far they overlap; or the log of a"
+        " run (.log.jsonl)",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print everything as JSON, singular values and metadata too"
     )
     parser.add_argument("--layers", action="store_true", help="list every layer, not only sums over blocks")
-    parser.add_argument("--plot", metavar="OUT.png", type=Path, help="also draw the spectrum: singular values by layer")
+    parser.add_argument(
+        "--plot",
+        metavar="OUT.png",
+        type=Path,
+        help="also draw the singular values by layer, the energy curve, effective ranks and where the adapter acts; of"
+        " up to six files a comparison with their overlap; of a log its curves: loss, validation, drift,"
+        " singular values",
+    )
 
 
 def run(arguments: Arguments) -> int:
     """Print the report and draw the picture that was asked for."""
-    path = Path(arguments.file)
-    adapter = read_adapter(path)
+    paths = [Path(file) for file in arguments.files]
+    if any(path.suffix == _LOG for path in paths):
+        return _run_of_log(paths, arguments)
+    output = check_picture(arguments.plot) if arguments.plot else None
+    adapters = [read_adapter(path) for path in paths]
+    names = [path.stem for path in paths]
+    shared = overlap_lines(adapters, names)
     if arguments.json:
-        print(json.dumps(report(path, adapter), indent=2))
+        told = [report(path, adapter) for path, adapter in zip(paths, adapters, strict=True)]
+        print(json.dumps(told[0] if len(told) == 1 else {"files": told, "overlap": shared}, indent=2))
     else:
-        print(table(path, adapter, every_layer=arguments.layers))
-    if arguments.plot:
-        spectra = {stem: layer.svd.s for stem, layer in adapter.layers.items()}
-        plot_spectrum(spectra, check_picture(arguments.plot), title=f"Spectrum of {path.name}")
+        tables = [table(p, a, every_layer=arguments.layers) for p, a in zip(paths, adapters, strict=True)]
+        print("\n\n".join([*tables, *(["\n".join(shared)] if shared else [])]))
+    if output:
+        plot_adapters(adapters, names, output)
         if not arguments.json:
-            print(f"\nspectrum: {arguments.plot.resolve()}")
+            print(f"\npicture: {output.resolve()}")
+    return 0
+
+
+def _run_of_log(paths: list[Path], arguments: Arguments) -> int:
+    path, *others = paths
+    if others:
+        raise InputError("logs of runs are read one at a time; give one .log.jsonl, or adapters only")
+    if arguments.layers:
+        raise InputError("--layers is for adapters; leave it out for a log, whose --json has every layer")
+    record = read_log(path)
+    print(json.dumps(run_report(record), indent=2) if arguments.json else run_table(record))
+    if arguments.plot:
+        name = path.name.removesuffix(_LOG).removesuffix(".log")
+        plot_run(record, check_picture(arguments.plot), title=f"Training of {name}")
+        if not arguments.json:
+            print(f"\ncurves: {arguments.plot.resolve()}")
     return 0
 
 
@@ -67,18 +113,24 @@ def report(path: Path, adapter: Adapter) -> dict[str, Any]:
         "energy": sum(layer["energy"] for layer in layers.values()),
         "training": training_options(adapter),
         "layers": layers,
+        "sha256": tensor_hash(path),
         "metadata": dict(sorted(adapter.metadata.items())),
     }
 
 
 def training_options(adapter: Adapter) -> dict[str, Any]:
     """The options of the run that made the file, as they were given; {} when it does not say."""
-    text = adapter.metadata.get("trilora.config", "{}")
+    return json_entry(adapter, "trilora.config")
+
+
+def json_entry(adapter: Adapter, key: str) -> dict[str, Any]:
+    """One of the metadata's entries that hold JSON; {} when it is not there. InputError when it is no JSON."""
     try:
-        options = json.loads(text)
+        entry = json.loads(adapter.metadata.get(key, "{}"))
     except json.JSONDecodeError as error:
-        raise InputError(f"the training options in the metadata are not JSON ({error}); save the file again") from error
-    return options if isinstance(options, dict) else {}
+        what = "training options" if key == "trilora.config" else key
+        raise InputError(f"the {what} in the metadata are not JSON ({error}); save the file again") from error
+    return entry if isinstance(entry, dict) else {}
 
 
 def table(path: Path, adapter: Adapter, *, every_layer: bool = False) -> str:
@@ -101,7 +153,13 @@ def _facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
         ("energy", f"{total:.4g} (sum of the squared singular values)"),
         ("trigger words", words or "none named"),
     ]
-    return facts + _history(adapter)
+    return [*facts, *_history(adapter), ("hash", _hash(path, adapter))]
+
+
+def _hash(path: Path, adapter: Adapter) -> str:
+    """Of the tensors, by which tools recognise a file whose metadata changed; and whether the file says the same."""
+    found, said = tensor_hash(path), adapter.metadata.get("sshs_model_hash", "")
+    return found if said in ("", found) else f"{found} (its metadata says {said}: the tensors were changed since)"
 
 
 def _history(adapter: Adapter) -> list[tuple[str, str]]:
@@ -118,12 +176,25 @@ def _history(adapter: Adapter) -> list[tuple[str, str]]:
         lines.append(("steps", f"{told['ss_steps']}{early}, batch {batch}, seed {told.get('ss_seed', '?')}"))
     if told.get("ss_learning_rate"):
         schedule = f"{told.get('ss_lr_scheduler', '')} {told.get('ss_optimizer', '')}".strip()
-        lines.append(("learning rate", f"{told['ss_learning_rate']} ({schedule})"))
+        lines.append(("learning rate", f"{told['ss_learning_rate']}{_text_rate(adapter)} ({schedule})"))
     if options.get("adapter"):
         lines.append(("method", f"{options['adapter'].get('method')}, init {options['adapter'].get('init')}"))
     if told.get("modelspec.merged_from"):
         lines.append(("merged from", told["modelspec.merged_from"]))
+    if done := json_entry(adapter, "trilora.extract"):
+        lines.append(("extracted", f"{done.get('tuned')} less {done.get('base')}, error {done.get('relative_error')}"))
+    if done := json_entry(adapter, "trilora.resize"):
+        lines.append(("resized", f"{done.get('kept_energy', 0):.2%} of the energy kept"))
+    if cover := cover_size(told):
+        lines.append(("cover", f"{cover[0]} x {cover[1]} pixels"))
     return lines
+
+
+def _text_rate(adapter: Adapter) -> str:
+    """The learning rate of text encoders, where the file has layers of them and says it."""
+    rate = adapter.metadata.get("ss_text_encoder_lr", "None")
+    trained = any(is_text(stem) for stem in adapter.layers)
+    return f", {rate} of the text encoder" if trained and rate not in ("None", "0.0") else ""
 
 
 def _early(told: Mapping[str, str]) -> str:

@@ -70,6 +70,14 @@ def _add_optimizer(parser: OneLineParser) -> None:
         )
     option(
         group,
+        "--text-encoder-rate",
+        "optimizer.text_encoder_rate",
+        "also train the text encoders' layers of the kinds of --layers, at this multiple of the rates above; 0.5 is"
+        " usual (default: 0, the denoiser alone)",
+        type=float,
+    )
+    option(
+        group,
         "--weight-decay",
         "optimizer.weight_decay",
         f"of up and down, never of Σ (default: {optimizer.weight_decay:g})",
@@ -113,8 +121,8 @@ def _add_loss(parser: OneLineParser) -> None:
         group,
         "--timesteps",
         "loss.timesteps",
-        f"how the amounts of noise are drawn (default: {loss.timesteps}); logit-normal favours the middle,"
-        " shifted draws more noise, as SD3 and Flux are trained",
+        f"how the amounts of noise are drawn (default: {loss.timesteps}, uniform for SD 1.5 and SDXL); logit-normal"
+        " favours the middle, shifted draws more noise",
         choices=DRAWS,
     )
     option(

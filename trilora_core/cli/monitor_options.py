@@ -17,6 +17,9 @@ _REFINES: dict[str, Refines[TrainConfig]] = {
     "monitor.validate_every": Refines("--validate-every", *_VALIDATION),
     "monitor.preview_prompts": Refines("--preview-prompts", *_PREVIEWS),
     "monitor.preview_seed": Refines("--preview-seed", *_PREVIEWS),
+    "monitor.preview_steps": Refines("--preview-steps", *_PREVIEWS),
+    "monitor.preview_cfg": Refines("--preview-cfg", *_PREVIEWS),
+    "monitor.preview_resolution": Refines("--preview-resolution", *_PREVIEWS),
     "monitor.keep_adapters": Refines("--keep-adapters", "--save-every N", lambda run: run.save_every > 0),
 }
 
@@ -56,8 +59,18 @@ def _add_validation(group: Any) -> None:
         type=whole,
     )
 
+    option(
+        group,
+        "--spectrum-every",
+        "monitor.spectrum_every",
+        "steps between two looks at the singular values of every layer, which go into the log; `inspect NAME.log.jsonl"
+        " --plot OUT.png` draws them (default: 0, none)",
+        type=whole,
+    )
+
 
 def _add_previews(group: Any) -> None:
+    monitor = MonitorConfig()
     option(
         group,
         "--preview-every",
@@ -73,6 +86,23 @@ def _add_previews(group: Any) -> None:
         "--preview-seed",
         "monitor.preview_seed",
         "of the first prompt's noise; the next ones count up (default: 0)",
+        type=whole,
+    )
+    option(
+        group,
+        "--preview-steps",
+        "monitor.preview_steps",
+        f"of the sampler (default: {monitor.preview_steps})",
+        type=whole,
+    )
+    option(
+        group, "--preview-cfg", "monitor.preview_cfg", "guidance; 1 is none (default: the usual one, 7.5)", type=float
+    )
+    option(
+        group,
+        "--preview-resolution",
+        "monitor.preview_resolution",
+        "pixels of both sides, a multiple of 8 (default: --resolution)",
         type=whole,
     )
 

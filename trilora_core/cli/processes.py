@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from ..adapter import TriLoRA, derive_seed
+from ..adapter import derive_seed
 from ..config import TrainConfig
 from ..data import Dataset
 from ..errors import InputError
@@ -128,20 +129,32 @@ def join(device: str) -> Iterator[Crew]:
 
 
 @contextmanager
-def averaged_gradients(adapter: TriLoRA, crew: Crew) -> Iterator[None]:
-    """Start from the first process's parameters, and average every gradient over all processes as it is accumulated."""
+def averaged_gradients(run: Run, crew: Crew) -> Iterator[None]:
+    """Start from the first process's parameters, and step with the mean of the gradients of all processes.
 
-    def average(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        # averaging what was accumulated so far again changes nothing in it: it is the same everywhere
-        distributed.all_reduce(parameter.grad)
-        parameter.grad.div_(crew.size)
-
-    with ExitStack() as stack:
-        for parameter in adapter.trainable() if crew.size > 1 else ():
-            distributed.broadcast(parameter.data, 0)
-            stack.callback(parameter.register_post_accumulate_grad_hook(average).remove)
+    They travel once in each step: how often a parameter's gradient grows on the way there differs between processes,
+    with the shapes of their pictures, and with the captions of a batch where text encoders are checkpointed.
+    """
+    if crew.size == 1:
         yield
+        return
+    for parameter in run.trainable.trainable():
+        distributed.broadcast(parameter.data, 0)
+    run.on_gradients = partial(_average, run.trainable.trainable(), crew.size)
+    try:
+        yield
+    finally:
+        run.on_gradients = None
+
+
+def _average(parameters: Sequence[Tensor], size: int) -> None:
+    """Put the mean over all processes in the place of every gradient, in one exchange."""
+    own = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in own])
+    distributed.all_reduce(flat)
+    parts = flat.div_(size).split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def follow(run: Run) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import PRECISIONS, CalibrationConfig, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
-from .adapter_options import add_adapter_options
+from ..presets import GOALS, overlaid, preset_values
+from .adapter_options import add_adapter_options, check_adapter
 from .calibration import add_calibration_options, read_calibration_options
 from .data_options import (
     CacheOptions,
@@ -42,6 +44,15 @@ class RunOptions:
     calibration: CalibrationConfig
     own_resolution: bool = False  # none was asked for: take the model's
     start_from: str = ""  # an adapter to go on from; "": from the adapter's own start
+    preset: str = ""  # a goal; its values stand where `chosen` has none
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # what the user gave for `train`
+
+    def settled(self, architecture: str, pictures: int) -> TrainConfig:
+        """`train` with the values of the preset for this model and number of pictures, where there is one."""
+        if not self.preset:
+            return self.train
+        values = preset_values(self.preset, architecture, pictures, self.train.optimizer.name)
+        return from_dict(TrainConfig, overlaid(values, self.chosen))
 
 
 def add_run_options(parser: OneLineParser) -> None:
@@ -55,6 +66,14 @@ def add_run_options(parser: OneLineParser) -> None:
         "start_from",
         "go on from the adapter in this file: one of ours, or any LoRA for this kind of model of at most --rank",
         metavar="FILE",
+    )
+    option(
+        files,
+        "--preset",
+        "preset",
+        "usual values for this goal, model and number of pictures: rank, steps, learning rate and more; every option"
+        " that you give wins over it",
+        choices=GOALS,
     )
     add_data_options(parser, "the model's own")
     add_prior_options(parser)
@@ -112,13 +131,17 @@ def read_run_options(arguments: Arguments) -> RunOptions:
         raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
     _choose_length(given)
     start_from = _text("start_from", given.values.pop("start_from", ""))
+    preset = _text("preset", given.values.pop("preset", ""))
+    if preset and preset not in GOALS:  # in the file
+        raise InputError(f"there is no preset {preset!r}; known: {', '.join(GOALS)}")
     calibration_table = given.values.pop("calibration", {})
     train = from_dict(TrainConfig, given.values)
     calibration = read_calibration_options(calibration_table, train)
+    check_adapter(given, train)
     check_learning(given, train)
     check_monitor(given, train)
-    output = Path(paths["output"])
-    return RunOptions(paths["model"], output, data, prior, cache, train, calibration, own_resolution, start_from)
+    files = (paths["model"], Path(paths["output"]))
+    return RunOptions(*files, data, prior, cache, train, calibration, own_resolution, start_from, preset, given.values)
 
 
 def _choose_length(given: Given) -> None:

@@ -9,7 +9,7 @@ import torch
 from ..atomic import check_writable
 from ..errors import InputError
 
-__all__ = ["DTYPES", "check_output", "check_picture"]
+__all__ = ["DTYPES", "check_output", "check_picture", "check_report"]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -22,6 +22,11 @@ def check_output(path: Path) -> Path:
 def check_picture(path: Path) -> Path:
     """The path of a picture to write; raises InputError for another ending or a folder that cannot be written."""
     return _check(path, ".png")
+
+
+def check_report(path: Path) -> Path:
+    """The path of a report to write; raises InputError for another ending or a folder that cannot be written."""
+    return _check(path, ".json")
 
 
 def _check(path: Path, ending: str) -> Path:

@@ -10,14 +10,16 @@ import torch
 
 from ..data import Dataset
 from ..data.report_text import printable, short
+from ..keys import is_text
 from ..metadata import rank_summary
+from ..presets import preset_text
 from ..runlog import log_path
 from ..session import Outcome
 from ..train import Run
 from .base import describe_device
 from .store import CountedStore
 
-__all__ = ["at_most", "left", "remarks", "starting", "summary"]
+__all__ = ["at_most", "left", "preset_lines", "remarks", "starting", "summary"]
 
 MOST_LINES = 10
 
@@ -43,7 +45,7 @@ def summary(
         *_preserve(run),
         f"cache:      {store}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
-        f"adapter:    {len(run.trainable.branches)} layers, rank {rank}, {count:,} parameters",
+        f"adapter:    {_layers(run)}, rank {rank}, {count:,} parameters",
         _length(run, dataset, processes),
     ]
 
@@ -54,6 +56,13 @@ def starting(file: str, run: Run) -> list[str]:
         return []
     rest = f"; {len(run.trainable.carried)} of its layers stay as they are" if run.trainable.carried else ""
     return [f"start:      {Path(file).resolve()}{rest}"]
+
+
+def preset_lines(goal: str, run: Run, dataset: Dataset) -> list[str]:
+    """What the preset comes to, where there is one."""
+    if not goal:
+        return []
+    return [f"preset:     {preset_text(goal, run.denoiser.architecture, dataset.epoch_size, run.config)}"]
 
 
 def left(outcome: Outcome, output: Path) -> list[str]:
@@ -95,6 +104,15 @@ def _pictures(dataset: Dataset) -> list[str]:
         masked = sum(bool(item.masks) for item in items)
         lines.append(f"masks:      {masked} of {len(items)} pictures, {config.masks.floor:g} of the loss under them")
     return lines
+
+
+def _layers(run: Run) -> str:
+    """How many layers are trained, those of text encoders named beside the denoiser's."""
+    total, text = len(run.trainable.branches), sum(is_text(stem) for stem in run.trainable.branches)
+    if not text:
+        return f"{total} layers"
+    rate = run.config.optimizer.text_encoder_rate
+    return f"{total} layers ({total - text} of the denoiser, {text} of the text encoder at {rate:g} x the rate)"
 
 
 def _validation(run: Run, held_out: Dataset | None) -> list[str]:

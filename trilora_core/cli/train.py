@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ..adapter import TriLoRA
-from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer
+from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
+from ..backend_diffusers_apply import architecture_of
 from ..calibration import Calibration
-from ..config import DataConfig, PriorConfig, TrainConfig
+from ..config import CalibrationConfig, DataConfig, PriorConfig, TrainConfig
 from ..data import Dataset, scan_folder
 from ..errors import InputError
 from ..fileformat import Adapter, read_adapter
@@ -24,7 +25,8 @@ from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..preserve import Kept
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ..train import Previewer, Run, Step, TrainingDiverged
+from ..spectrum import Spectrum
+from ..train import Previewer, Run, Step, TrainingDiverged, targets_of
 from .base import choose_device, load_base, own_resolution
 from .calibration import find_calibration
 from .options import add_config
@@ -34,9 +36,11 @@ from .processes import ALONE, Crew, averaged_gradients, follow, join
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
 from .store import CountedStore, open_store
-from .summary import left, starting, summary
+from .summary import left, preset_lines, starting, summary
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
+
+_GUIDANCE = 7.5  # of previews, usual for SD 1.5 and SDXL
 
 USAGE = "--model PATH --data DIR --output NAME.safetensors [options]"
 EXAMPLES = """\
@@ -48,6 +52,7 @@ examples:
       --trigger-word "sks dog" --prior-prompt "a dog" --prior-count 200
   python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --steps 3000 \\
       --validation-share 0.1 --keep-best --preview-every 250 --preview-prompts "a cat, my style" "a red car"
+  python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --preset style
   python -m trilora_core train --config run.toml --steps 2000
 
 A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
@@ -118,17 +123,19 @@ def _train(
     dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    calibrated = _calibrate(pipe, dataset, options, output, crew)
-    kept = _keep(pipe, dataset, options.train, store, crew, device)
+    config = options.settled(architecture_of(pipe), dataset.epoch_size)
+    calibrated = _calibrate(pipe, dataset, config, options.calibration, output, crew)
+    kept = _keep(pipe, dataset, config, store, crew, device)
     made = calibrated and calibrated[0]
-    prepared = prepare(pipe, dataset, options.train, device, crew, prior, start, made, kept)
+    prepared = prepare(pipe, dataset, config, device, crew, prior, start, made, kept)
     if crew.leads:
         told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
         told += [f"calibrated: {calibrated[1]}"] if calibrated else []
-        print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
+        chosen = preset_lines(options.preset, prepared, dataset)
+        print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
     done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
     found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
-    with averaged_gradients(prepared.trainable, crew):
+    with averaged_gradients(prepared, crew):
         if not crew.leads:
             return follow(prepared)
         if done:
@@ -156,7 +163,12 @@ def _divide(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | N
 
 
 def _previewer(pipe: Any, config: TrainConfig, resolution: int) -> Previewer | None:
-    return DiffusersPreviewer(pipe, resolution=resolution) if config.monitor.preview_every else None
+    watch = config.monitor
+    if not watch.preview_every:
+        return None
+    guidance = watch.preview_cfg or _GUIDANCE
+    side = watch.preview_resolution or resolution
+    return DiffusersPreviewer(pipe, steps=watch.preview_steps, guidance=guidance, resolution=side)
 
 
 def _measure(prepared: Run, crew: Crew) -> Estimate:
@@ -196,12 +208,12 @@ def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew)
 
 
 def _calibrate(
-    pipe: Any, dataset: Dataset, options: RunOptions, output: Path, crew: Crew
+    pipe: Any, dataset: Dataset, config: TrainConfig, wanted: CalibrationConfig, output: Path, crew: Crew
 ) -> tuple[Calibration, str] | None:
     """The calibration that the start needs: made by the first process, the others find it beside the adapter."""
-    if options.train.adapter.init != "contrast":
+    if config.adapter.init != "contrast":
         return None
-    parts = (pipe, DiffusersDenoiser(pipe), dataset, options.train, options.calibration, output)
+    parts = (pipe, DiffusersDenoiser(pipe), dataset, config, wanted, output)
     return crew.first(lambda: find_calibration(*parts, silent=not crew.leads))
 
 
@@ -221,8 +233,9 @@ def prepare(
     `kept` is the same in all processes; the order of the looks at it is each one's own, as that of the noise.
     """
     denoiser = DiffusersDenoiser(pipe)
+    text = DiffusersTextEncoder(pipe) if config.optimizer.text_encoder_rate else None
     adapter = TriLoRA.create(
-        denoiser.targets(config.adapter.layers),
+        targets_of(config, denoiser, text),
         config.adapter,
         seed=config.seed,
         data_hash=dataset.content_hash,
@@ -231,7 +244,7 @@ def prepare(
     )
     if start is not None:
         adapter.start_from(start.layers)
-    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, kept=kept)
+    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, text, kept)
     run.start_hash = "" if start is None else adapter_hash(start)
     run.calibration_key = "" if calibration is None else calibration.facts.key
     return run
@@ -312,7 +325,10 @@ def _listeners(bar: Any) -> Listeners:
     def problem(text: str) -> None:
         bar.write(f"warning: {text}", file=sys.stderr)
 
-    return Listeners(measured, drawn, problem)
+    def looked(spectrum: Spectrum) -> None:
+        bar.write(f"step {spectrum.step}: effective rank {spectrum.effective_rank:.3g}, norm {spectrum.norm:.3g}")
+
+    return Listeners(measured, drawn, problem, looked)
 
 
 def _where(run: Run, kept: list[Path]) -> str:

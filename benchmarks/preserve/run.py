@@ -32,7 +32,8 @@ def groups(wanted: Sequence[Task], most: int) -> list[list[Task]]:
         if len(parts[-1]) == most:
             parts.append([])
         parts[-1].append(task)
-    return [part for parts in found.values() for part in parts]
+    together = [part for parts in found.values() for part in parts]
+    return sorted(together, key=lambda part: wanted.index(part[0]))
 
 
 def write(file: Path, task: Task, record: dict) -> None:
@@ -54,7 +55,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench()
-    for stage in chosen.stages:
+    for stage in chosen.stages:  # what another process has begun is done twice, and counts once
         there = done(chosen.results)
         for group in groups([task for task in tasks(stage) if task.name not in there], chosen.together):
             records = run_together(bench, [METHODS[task.method] for task in group], group)

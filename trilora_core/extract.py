@@ -15,7 +15,7 @@ from .config import LayerConfig
 from .errors import InputError
 from .fileformat import Adapter, Layer
 from .keys import is_text
-from .layers import CHOICES, choose, kinds_of
+from .layers import CHOICES, choose, kinds_of, knows_text, text_kinds
 from .metadata import architecture_metadata
 from .randomized import truncated_svd
 from .spectral import SVD, cut_energy, energy
@@ -195,18 +195,11 @@ def _common(tuned: Weights, base: Weights, config: ExtractConfig) -> tuple[list[
 
 def _chosen(model: Weights, config: ExtractConfig) -> dict[str, None]:
     kinds = kinds_of(model.shapes, model.architecture)
-    if config.text:
-        kinds |= {stem: kind for stem in model.shapes if is_text(stem) and (kind := _text_kind(stem))}
+    if config.text and knows_text(model.architecture):
+        kinds |= text_kinds(model.shapes, model.architecture)
     if not any(kind in CHOICES[config.layers.which] for kind in kinds.values()):
         raise InputError(f"{model.name} has no layer of the choice {config.layers.which!r} under names known here")
     return dict.fromkeys(choose(kinds, config.layers))
-
-
-def _text_kind(stem: str) -> str:
-    """The two halves of a text encoder's layer, as those of a transformer block."""
-    if "_encoder_layers_" not in stem:
-        return ""
-    return "self" if "_self_attn_" in stem else "ff" if "_mlp_fc" in stem else ""
 
 
 def _both(tuned: Weights, base: Weights) -> str:

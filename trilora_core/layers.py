@@ -11,7 +11,7 @@ from types import MappingProxyType
 from .config import LAYERS, LayerConfig
 from .errors import InputError
 
-__all__ = ["CHOICES", "DEFAULT", "KINDS", "choose", "choose_text", "kind_of", "kinds_of", "text_kinds"]
+__all__ = ["CHOICES", "DEFAULT", "KINDS", "choose", "choose_text", "kind_of", "kinds_of", "knows_text", "text_kinds"]
 
 DEFAULT = LayerConfig()
 
@@ -73,6 +73,11 @@ def kinds_of(stems: Iterable[str], architecture: str) -> dict[str, str]:
     return {stem: kind for stem, kind in found.items() if kind}
 
 
+def knows_text(architecture: str) -> bool:
+    """Whether the text encoders of an architecture have layers under names known here: CLIP's, of SD 1.5 and SDXL."""
+    return architecture in _TEXT_PREFIXES
+
+
 def text_kinds(
     stems: Iterable[str], architecture: str, used: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, str]:
@@ -82,7 +87,7 @@ def text_kinds(
     where it is not all of them: the rest would never get a gradient. Raises InputError for an architecture whose text
     encoders cannot be trained.
     """
-    if architecture not in _TEXT_PREFIXES:
+    if not knows_text(architecture):
         raise InputError(
             f"text_encoder_rate is set, but the text encoders of this model ({architecture or 'unknown'}) cannot be"
             " trained, only those of SD 1.5 and SDXL; set it to 0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from ...trilora_core.config import LayerConfig
 from ...trilora_core.errors import InputError
+from ...trilora_core.layers import knows_text, text_kinds
 from .models import base_name, detect, targets, unpatched
 from .runtime import rounds_away
 
 __all__ = ["HostWeights", "device"]
 
 ALL_LAYERS = LayerConfig("attention+ff+conv")
-TEXT_STEM = re.compile(r"lora_te[12]?_text_model_encoder_layers_\d+_(self_attn|mlp)_\w+")
-TEXT_PREFIXES = {"sd15": ("lora_te_",), "sdxl": ("lora_te1_", "lora_te2_")}
 Place = tuple[Any, str, Any, tuple[int, int] | None]  # patcher, name of the weight, its module, rows
 
 
@@ -75,11 +73,11 @@ def _denoiser_places(model: Any) -> dict[str, Place]:
 
 def _text_places(clip: Any, architecture: str) -> dict[str, Place]:
     """Layers of CLIP under the names that files give them; other text encoders have none there."""
-    prefixes = TEXT_PREFIXES.get(architecture, ())
+    if not knows_text(architecture):
+        return {}
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
-    places = {}
-    for stem, key in names.items():
-        if isinstance(key, str) and stem.startswith(prefixes) and TEXT_STEM.fullmatch(stem):
-            module = comfy.utils.get_attr(clip.cond_stage_model, key.removesuffix(".weight"))
-            places[stem] = (clip.patcher, key, module, None)
-    return places
+    keys = {stem: names[stem] for stem in text_kinds(names, architecture)}
+    modules = {
+        stem: comfy.utils.get_attr(clip.cond_stage_model, key.removesuffix(".weight")) for stem, key in keys.items()
+    }
+    return {stem: (clip.patcher, key, modules[stem], None) for stem, key in keys.items()}

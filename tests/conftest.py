@@ -37,6 +37,9 @@ def _load_core() -> None:
 _load_core()
 
 
+HOST_SECONDS = 900  # a script in the host serves many tests, and the first of them waits for all of it
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of tests/host and tests/browser with the name of their folder."""
     here = Path(__file__).parent
@@ -44,6 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for tier in TIERS:
             if here / tier in item.path.parents:
                 item.add_marker(tier)
+                item.add_marker(pytest.mark.timeout(HOST_SECONDS))
                 config.stash[_left_out] = not _HOSTS
 
 

@@ -49,7 +49,7 @@ def make_base_directory(base: Path) -> Path:
     return base
 
 
-def run_in_host(host: Host, script: str, arguments: dict[str, Any] | None = None, *, timeout: float = 300) -> Any:
+def run_in_host(host: Host, script: str, arguments: dict[str, Any] | None = None, *, timeout: float = 900) -> Any:
     """What `main(pack, arguments)` of scripts/<script>.py returns; AssertionError with its output if it fails."""
     with tempfile.TemporaryDirectory(prefix="trilora-host-") as folder:
         base = make_base_directory(Path(folder) / "base")

@@ -22,7 +22,7 @@ SINCE = {
 @cache
 def measured(host: Host) -> dict[str, Any]:
     """What bridge_training_quantised.py found, from one process for each host."""
-    return run_in_host(host, "bridge_training_quantised", timeout=900)
+    return run_in_host(host, "bridge_training_quantised")
 
 
 @pytest.fixture(params=list(SINCE))

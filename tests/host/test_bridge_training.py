@@ -26,7 +26,7 @@ SAMPLE_STEMS = {
 def measured(host: Host) -> dict[str, Any]:
     """What bridge_training.py found, from one process for each host."""
     kinds = ["sd15", "sdxl", "sd3"] + ["flux"] * (host.version >= FLUX_SINCE)
-    return run_in_host(host, "bridge_training", {"kinds": kinds}, timeout=900)
+    return run_in_host(host, "bridge_training", {"kinds": kinds})
 
 
 @pytest.fixture(params=["sd15", "sd3", "flux", "sdxl"])
@@ -87,7 +87,7 @@ def test_a_base_has_one_fingerprint_on_all_hosts(host: Host, newest_host: Host) 
 @cache
 def bounds(host: Host) -> dict[str, Any]:
     """What bridge_training_bounds.py found, from one process for each host."""
-    return run_in_host(host, "bridge_training_bounds", {"checkpoint": str(sd15_clip_checkpoint())}, timeout=900)
+    return run_in_host(host, "bridge_training_bounds", {"checkpoint": str(sd15_clip_checkpoint())})
 
 
 def test_models_that_cannot_be_trained_are_refused(host: Host) -> None:

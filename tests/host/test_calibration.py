@@ -24,7 +24,7 @@ INPUTS = {"sd15": (32, 17), "sdxl": (80, 41), "sd3": (19, 9), "flux": (12, 12)} 
 def measured(host: Host) -> dict[str, Any]:
     """What calibration.py found, from one process for each host."""
     kinds = ["sd15", "sdxl", "sd3"] + ["flux"] * (host.version >= FLUX_SINCE)
-    return run_in_host(host, "calibration", {"kinds": kinds}, timeout=900)
+    return run_in_host(host, "calibration", {"kinds": kinds})
 
 
 @pytest.fixture(params=list(INPUTS))

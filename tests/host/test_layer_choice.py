@@ -37,7 +37,7 @@ SAMPLES = {
 def measured(host: Host) -> dict[str, Any]:
     """What layer_choice.py found, from one process for each host."""
     kinds = ["sd15", "sdxl", "sd3"] + ["flux"] * (host.version >= FLUX_SINCE)
-    return run_in_host(host, "layer_choice", {"kinds": kinds}, timeout=900)
+    return run_in_host(host, "layer_choice", {"kinds": kinds})
 
 
 @pytest.fixture(params=list(KINDS))

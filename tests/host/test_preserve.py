@@ -20,7 +20,7 @@ KINDS = ("sd15", "sd3")  # one that predicts the noise, one that predicts the fl
 @cache
 def measured(host: Host) -> dict[str, Any]:
     """What scripts/preserve.py found, from one process for each host."""
-    return run_in_host(host, "preserve", {"kinds": KINDS}, timeout=900)
+    return run_in_host(host, "preserve", {"kinds": KINDS})
 
 
 @pytest.fixture(params=KINDS)
@@ -57,7 +57,7 @@ def preserving(name: str, **train: Any) -> dict[str, Any]:
 
 def test_the_node_preserves_and_says_so(server: Server) -> None:
     base = server.client.images(server.client.run(workflow.sampling()), "save")
-    outputs = server.client.run(preserving("preserved"), timeout=900).outputs
+    outputs = server.client.run(preserving("preserved")).outputs
     assert "Trained: saved as" in workflow.text(outputs, "train")
     config = metadata(server.loras / "trilora/preserved.safetensors")["trilora.config"]
     assert '"preserve": {"base": "light", "prompts": ["a house", "a cat at night"]}' in config

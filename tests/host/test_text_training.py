@@ -18,7 +18,7 @@ EACH = 6  # layers that can be adapted in each: q, k, v, out, fc1, fc2
 @cache
 def measured(host: Host) -> dict[str, Any]:
     """What text_training.py found, from one process for each host."""
-    return run_in_host(host, "text_training", {"checkpoint": str(sd15_checkpoint())}, timeout=900)
+    return run_in_host(host, "text_training", {"checkpoint": str(sd15_checkpoint())})
 
 
 @pytest.fixture(params=["sd15", "sdxl"])

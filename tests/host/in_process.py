@@ -49,8 +49,17 @@ def make_base_directory(base: Path) -> Path:
     return base
 
 
+_failed: dict[str, str] = {}
+
+
 def run_in_host(host: Host, script: str, arguments: dict[str, Any] | None = None, *, timeout: float = 900) -> Any:
-    """What `main(pack, arguments)` of scripts/<script>.py returns; AssertionError with its output if it fails."""
+    """What `main(pack, arguments)` of scripts/<script>.py returns; AssertionError with its output if it fails.
+
+    What failed once is not run again for every other test that wants it.
+    """
+    called = f"{host.root} {script} {arguments}"
+    if called in _failed:
+        raise AssertionError(_failed[called])
     with tempfile.TemporaryDirectory(prefix="trilora-host-") as folder:
         base = make_base_directory(Path(folder) / "base")
         job, result = Path(folder) / "job.json", Path(folder) / "result.json"
@@ -69,5 +78,6 @@ def run_in_host(host: Host, script: str, arguments: dict[str, Any] | None = None
             timeout=timeout,
         )
         if process.returncode or not result.exists():
-            raise AssertionError(f"{script}.py failed in ComfyUI {host.name}:\n{process.stdout[-20_000:]}")
+            _failed[called] = f"{script}.py failed in ComfyUI {host.name}:\n{process.stdout[-20_000:]}"
+            raise AssertionError(_failed[called])
         return json.loads(result.read_text(encoding="utf-8"))

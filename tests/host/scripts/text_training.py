@@ -333,7 +333,8 @@ def _memory(bridge: Any, vae: Any) -> dict[str, Any]:
         config = bridge.core_config.TrainConfig(steps=1, optimizer=moves)
         text = bridge.text.text_encoder_to_train(patcher, data, None, config, clip)
         with bridge.training.training(patcher, None if text is None else text.patcher):
-            run = bridge.run._prepare(bridge.denoiser.HostDenoiser(patcher), data, None, config, None, "", text)
+            start = bridge.run._Start(None, "", None, "")
+            run = bridge.run._prepare(bridge.denoiser.HostDenoiser(patcher), data, None, config, start, text, None)
             found = bridge.core_memory.preflight(run)
             sizes.append({"model": found.model, "parameters": found.parameters, "activations": found.activations})
     read = {id(p): p.nbytes for layer in clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,30 +22,35 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks" / "preserve"), str(ROOT)]
+from concepts import CONCEPTS  # noqa: E402
 from measure import BATCH, RANK, Bench  # noqa: E402
 
 from trilora_core.adapter import TriLoRA  # noqa: E402
 from trilora_core.backend_diffusers import DiffusersPreviewer, apply_adapter  # noqa: E402
 from trilora_core.calibration import Calibration, calibration_path, read_calibration, write_calibration  # noqa: E402
 from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from trilora_core.demo import world as drawn  # noqa: E402
+from trilora_core.demo.world import Picture  # noqa: E402
 from trilora_core.fileformat import Adapter, read_adapter, write_adapter  # noqa: E402
 from trilora_core.merge import METHODS, MergeOptions, merge  # noqa: E402
 from trilora_core.plots import picture_grid  # noqa: E402
 from trilora_core.train import Run, train  # noqa: E402
 
 STEPS, RATE = 300, 4e-3
+Found = dict[tuple[str, int], dict]  # what was measured, by case and seed
 LEARNED = ("style", "subject")
 SIDES = ("style", "subject", "both")  # of the held-out losses; nothing is trained on both at once
+WEIGHTS, SHOWN = (0.35, 0.5, 0.7, 1.0, 1.4), (0.7, 1.0)  # of both adapters; those of the table and the pictures
+MARKS = (1.0, 0.95, 0.9)  # of the way from the base's loss to the best that the sum reaches
+PLAIN = (drawn.draw, lambda picture: picture.caption)
 CAPTIONS = {"": "broad", " (world)": "world"}  # of the calibrations that regmean gets
-PROMPTS = {
-    "house, style": "a blue house at night, ghost style",
-    "tree, style": "a green tree on a green field, ghost style",
-    "robot": "a red robot on a green field",
-    "robot at night": "a yellow robot at night",
-    "robot, style": "a red robot on a green field, ghost style",
-    "night, style": "a yellow robot at night, ghost style",
-    "house": "a red house by the sea",
-    "boat": "a purple boat in the desert",
+PICTURES = {  # the grid's columns: what is asked for, as a concept (none: the base's own world) of a picture
+    "blue house, style": ("style", Picture("house", "blue", "at night")),
+    "red robot": ("subject", Picture("tree", "red", "on a green field")),
+    "red robot, style": ("both", Picture("tree", "red", "on a green field")),
+    "yellow robot, style": ("both", Picture("tree", "yellow", "at night")),
+    "red house": ("", Picture("house", "red", "by the sea")),
+    "purple boat": ("", Picture("boat", "purple", "in the desert")),
 }
 
 
@@ -62,13 +69,16 @@ class Case:
         return f"{self.label} | {self.weights[0]:g}, {self.weights[1]:g} | rank {self.rank}"
 
 
+BASE_ALONE = Case("base", (0.0, 0.0))
+
+
 def cases() -> list[Case]:
-    """The base, each adapter by itself, and every method at two weights, whole and cut to the rank of the parts."""
-    found = [Case("base", (0.0, 0.0)), Case("style alone", (1.0, 0.0)), Case("subject alone", (0.0, 1.0))]
+    """The base, each adapter by itself, and every method at all weights: whole, and the shown ones cut to RANK."""
+    found = [BASE_ALONE, Case("style alone", (1.0, 0.0)), Case("subject alone", (0.0, 1.0))]
     for method, about in METHODS.items():
         for more, captions in CAPTIONS.items() if about.calibrated else (("", ""),):
-            for weight in (1.0, 0.7):
-                ranks = (0,) if method == "concatenate" else (0, RANK)
+            for weight in SHOWN if method == "concatenate" else WEIGHTS:
+                ranks = (0, RANK) if weight in SHOWN and method != "concatenate" else (0,)
                 found += [Case(method + more, (weight, weight), method, rank, captions) for rank in ranks]
     return found
 
@@ -147,48 +157,84 @@ def record(world: World, case: Case, file: Path) -> None:
     )
 
 
-def read(file: Path, steps: int) -> dict[tuple[str, int], dict]:
+def read(file: Path, steps: int) -> Found:
     """What has been measured after so many steps, by case and seed."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     found = [json.loads(line) for line in lines]
     return {(one["case"], one["seed"]): one for one in found if one["steps"] == steps}
 
 
-def table(found: dict[tuple[str, int], dict], seeds: Sequence[int]) -> None:
+def table(found: Found, seeds: Sequence[int]) -> None:
     """Means over the seeds, whole and cut to RANK side by side."""
-    heads = " | ".join(("style", "subject", "both", "drift"))
-    print(f"\n| method | weights | {heads} | left out | {heads} | kept |\n|---|---|{'---|' * 10}")
-    for case in (one for one in cases() if not one.rank):
+    heads = " | ".join((*SIDES, "drift", "kept"))
+    print(f"\n| method | weights | {heads} | {heads} |\n|---|---|{'---|' * 10}")
+    for case in (one for one in cases() if not one.rank and (not one.method or one.weights[0] in SHOWN)):
         cut = Case(case.label, case.weights, case.method, RANK, case.captions)
-        cells = [_cells(found, case.name, seeds, "removed"), _cells(found, cut.name, seeds, "kept")]
         weight = f"{case.weights[0]:g}" if case.method else ""
-        print(f"| {case.label} | {weight} | {' | '.join(cells)} |")
+        print(f"| {case.label} | {weight} | {_cells(found, case, seeds)} | {_cells(found, cut, seeds)} |")
 
 
-def _cells(found: dict[tuple[str, int], dict], name: str, seeds: Sequence[int], share: str) -> str:
-    rows = [found[name, seed] for seed in seeds if (name, seed) in found]
+def _cells(found: Found, case: Case, seeds: Sequence[int]) -> str:
+    rows = [found[case.name, seed] for seed in seeds if (case.name, seed) in found]
     if not rows:
         return " | ".join([""] * 5)
-    means = {key: sum(row[key] for row in rows) / len(rows) for key in (*SIDES, "drift", share)}
-    return " | ".join([*(f"{means[key]:.3f}" for key in (*SIDES, "drift")), f"{means[share]:.0%}"])
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in (*SIDES, "drift", "kept")}
+    return " | ".join([*(f"{means[key]:.3f}" for key in (*SIDES, "drift")), f"{means['kept']:.0%}"])
+
+
+def equal_quality(found: Found, seeds: Sequence[int]) -> None:
+    """Drift of each whole merge at the least weight at which its mean loss reaches a mark; mean, least and largest."""
+    heads = " | ".join(f"drift at {mark:.0%}" for mark in MARKS)
+    print(f"\n| method | least mean loss | {heads} |\n|---|---|{'---|' * len(MARKS)}")
+    for label in dict.fromkeys(case.label for case in cases() if case.method not in ("", "concatenate")):
+        courses = [_course(found, label, seed) for seed in seeds]
+        least = sum(min(loss for loss, _ in course) for course in courses) / len(seeds)
+        cells = []
+        for mark in MARKS:
+            drifts = []
+            for seed, course in zip(seeds, courses, strict=True):
+                base, best = course[0][0], min(loss for loss, _ in _course(found, "sum", seed))
+                drifts.append(_drift_at(course, base + mark * (best - base)))
+            reached = [drift for drift in drifts if drift is not None]
+            mean = f"{sum(reached) / len(reached):.3f} ({min(reached):.3f} to {max(reached):.3f})" if reached else "–"
+            cells.append(mean if len(reached) in (0, len(seeds)) else f"{mean}, {len(reached)} of {len(seeds)}")
+        print(f"| {label} | {least:.3f} | {' | '.join(cells)} |")
+
+
+def _course(found: Found, label: str, seed: int) -> list[tuple[float, float]]:
+    """Mean of the three losses, and drift, from the base on by rising weight."""
+    chosen = [BASE_ALONE, *(case for case in cases() if case.label == label and not case.rank)]
+    rows = [found[case.name, seed] for case in sorted(chosen, key=lambda case: case.weights)]
+    return [(sum(row[side] for side in SIDES) / len(SIDES), row["drift"]) for row in rows]
+
+
+def _drift_at(course: Sequence[tuple[float, float]], wanted: float) -> float | None:
+    """Where the loss first falls to this: log-linear between two weights, linear from the base on."""
+    for (before, low), (after, high) in pairwise(course):
+        if after <= wanted + 1e-9:
+            share = (before - wanted) / (before - after)
+            return math.exp((1 - share) * math.log(low) + share * math.log(high)) if low else share * high
+    return None
 
 
 def grid(world: World, output: Path) -> None:
-    """Every method whole, rows, at the prompts, columns; a JPEG."""
-    shown = [case for case in cases() if not case.rank and (case.method in ("", "sum") or case.weights[0] == 1)]
+    """Every method whole, rows, and what each column asks for; a JPEG."""
+    shown = [case for case in cases() if not case.rank and case.method != "concatenate"]
+    shown = [case for case in shown if case.weights[0] in (SHOWN if case.method == "sum" else (0.0, 1.0))]
+    kinds = [(CONCEPTS.get(concept, PLAIN), picture) for concept, picture in PICTURES.values()]
+    labels, rows = ["drawn, not learned"], [[draw(picture) for (draw, _), picture in kinds]]
     previewer = DiffusersPreviewer(world.bench.pipe, steps=20, guidance=2.0)
-    rows: list[list[Image.Image]] = []
     for case in shown:
         adapter = world.merged(case)[0]
         with ExitStack() as stack:
             if adapter is not None:
                 stack.enter_context(apply_adapter(world.bench.pipe, adapter))
-            rows.append(previewer.preview(list(PROMPTS.values()), list(range(len(PROMPTS)))))
-    labels = [f"{case.label} × 0.7" if case.weights[0] == 0.7 else case.label for case in shown]
+            rows.append(previewer.preview([text(picture) for (_, text), picture in kinds], [4] * len(kinds)))
+        labels.append(f"{case.label}, weights 0.7" if case.weights[0] == 0.7 else case.label)
     sheet = world.place / "grid.png"
-    picture_grid(rows, sheet, row_labels=labels, column_labels=list(PROMPTS), cell=128)
+    picture_grid(rows, sheet, row_labels=labels, column_labels=list(PICTURES), cell=128)
     with Image.open(sheet) as picture:
-        picture.save(output, quality=85, subsampling=0)
+        picture.save(output, quality=85)
 
 
 def main() -> None:
@@ -208,6 +254,7 @@ def main() -> None:
             if (case.name, seed) not in there:
                 record(world, case, file)
     table(read(file, chosen.steps), chosen.seeds)
+    equal_quality(read(file, chosen.steps), chosen.seeds)
     if chosen.grid:
         grid(World(bench, chosen.place, chosen.seeds[0], chosen.steps), chosen.grid)
 

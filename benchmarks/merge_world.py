@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +27,7 @@ from measure import BATCH, RANK, Bench  # noqa: E402
 
 from trilora_core.adapter import TriLoRA  # noqa: E402
 from trilora_core.backend_diffusers import DiffusersPreviewer, apply_adapter  # noqa: E402
+from trilora_core.batches import Row  # noqa: E402
 from trilora_core.calibration import Calibration, calibration_path, read_calibration, write_calibration  # noqa: E402
 from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig  # noqa: E402
 from trilora_core.demo import world as drawn  # noqa: E402
@@ -133,16 +134,19 @@ class World:
         with ExitStack() as stack:
             if adapter is not None:
                 stack.enter_context(apply_adapter(self.bench.pipe, adapter))
-            losses = {side: float((now - wanted).square().mean()) for side, now, wanted in self._asked()}
-            change = (self.bench._asked(self.bench.drift_rows) - self.bench.base_drift).square().mean()
-        return losses | {"drift": float(change / self.bench.base_drift.square().mean())}
+            losses = {side: _mean_square(*self._asked(rows)) for side, rows in self.held.items()}
+            change = _mean_square(self._asked(self.bench.drift_rows)[0], self.bench.base_drift)
+        return losses | {"drift": change / float(self.bench.base_drift.square().mean())}
 
-    def _asked(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        denoiser = self.bench.denoiser
-        for side, rows in self.held.items():
-            clean, noise = torch.stack([r.sample.latents for r in rows]), torch.stack([r.noise for r in rows])
-            times = denoiser.times(torch.cat([row.u for row in rows]))
-            yield side, *denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
+    def _asked(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Prediction and target of the model as it is now."""
+        clean, noise = torch.stack([r.sample.latents for r in rows]), torch.stack([r.noise for r in rows])
+        times = self.bench.denoiser.times(torch.cat([row.u for row in rows]))
+        return self.bench.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])
+
+
+def _mean_square(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().mean())
 
 
 def record(world: World, case: Case, file: Path) -> None:

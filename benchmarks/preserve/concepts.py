@@ -47,14 +47,19 @@ def _robot() -> list[Part]:
     ]
 
 
-def _subject(picture: Picture) -> Image.Image:
+def _subject(picture: Picture, draw: Callable[[Picture], Image.Image] = world.draw) -> Image.Image:
     """A machine with an aerial in the place of the picture's own subject."""
     own = world.SUBJECTS[picture.subject]
     world.SUBJECTS[picture.subject] = _robot
     try:
-        return world.draw(picture)
+        return draw(picture)
     finally:
         world.SUBJECTS[picture.subject] = own
+
+
+def _both(picture: Picture) -> Image.Image:
+    """The subject in the style, which nothing is trained on."""
+    return _subject(picture, _style)
 
 
 def _layout(picture: Picture) -> Image.Image:
@@ -74,6 +79,7 @@ CONCEPTS: dict[str, tuple[Callable[[Picture], Image.Image], Callable[[Picture], 
     "style": (_style, lambda picture: f"{picture.caption}, ghost style"),
     "subject": (_subject, lambda picture: picture.caption.replace(f" {picture.subject} ", " robot ")),
     "layout": (_layout, lambda picture: f"{picture.caption}, castle"),
+    "both": (_both, lambda picture: f"{picture.caption.replace(f' {picture.subject} ', ' robot ')}, ghost style"),
 }
 
 

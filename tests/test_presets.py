@@ -81,3 +81,10 @@ def test_unknown_ones_are_refused():
         preset_values("beauty", "sd15", 3)
     with pytest.raises(InputError, match="no preset for a toy model; known: sd15, sdxl, sd3, flux"):
         preset_values("style", "toy", 3)
+
+
+@pytest.mark.parametrize("steps", [30, 5000])
+def test_warm_up_goes_by_the_steps_that_the_user_chose(steps):
+    """A short run would otherwise end before it had its full rate."""
+    values = preset_values("style", "sd15", 20, steps=steps)
+    assert values["steps"] == steps and values["optimizer"]["warmup_steps"] < steps / 5

@@ -74,18 +74,18 @@ _WARMUP_SHARE, _WARMUP_MOST = 0.05, 100  # of the steps
 _ROUNDED = 10  # steps
 
 
-def preset_values(goal: str, architecture: str, pictures: int, optimizer: str = "adamw") -> Values:
+def preset_values(goal: str, architecture: str, pictures: int, optimizer: str = "adamw", steps: int = 0) -> Values:
     """Options for a goal, as nested tables with the names of config.py.
 
-    `pictures` counts the looks of an epoch, repeats included; `optimizer` is what the user chose, if anything. Raises
-    InputError for a goal or an architecture without a preset.
+    `pictures` counts the looks of an epoch, repeats included; `optimizer` and `steps` are what the user chose, if
+    anything: warm-up goes by them. Raises InputError for a goal or an architecture without a preset.
     """
     if goal not in _GOALS:
         raise InputError(f"there is no preset {goal!r}; known: {', '.join(GOALS)}")
     if architecture not in _MODELS:
         raise InputError(f"there is no preset for a {architecture} model; known: {', '.join(_MODELS)}")
     wanted, model = _GOALS[goal], _MODELS[architecture]
-    steps = _steps(wanted, pictures)
+    steps = steps or _steps(wanted, pictures)
     averages = optimizer == "schedulefree"  # by itself, and without a schedule
     moves = {
         "learning_rate": 1.0 if optimizer == "prodigy" else model.learning_rate * (0.1 if optimizer == "lion" else 1.0),

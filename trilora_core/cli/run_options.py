@@ -51,7 +51,8 @@ class RunOptions:
         """`train` with the values of the preset for this model and number of pictures, where there is one."""
         if not self.preset:
             return self.train
-        values = preset_values(self.preset, architecture, pictures, self.train.optimizer.name)
+        steps = self.train.steps if "steps" in self.chosen else 0
+        values = preset_values(self.preset, architecture, pictures, self.train.optimizer.name, steps)
         return from_dict(TrainConfig, overlaid(values, self.chosen))
 
 

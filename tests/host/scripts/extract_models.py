@@ -64,11 +64,11 @@ class _Case:
 
     def measure(self) -> dict[str, Any]:
         """Largest relative errors over the layers by the way that the tuned model came to be, and what is left."""
-        before, numbers = self._state(), self._numbers()
+        before = self._state()
         found: dict[str, Any] = {"patched": self._compare(self.tuned, self.tuned_clip)}
         found["unchanged"] = self._state() == before
         found["loaded"], found["unchanged_loaded"] = self._loaded()
-        found["unloaded"] = self._numbers() == numbers
+        found["unloaded"] = self._numbers() == before[0]
         found["own_weights"] = self._own_weights()
         if self.kind != "sdxl":  # the slow one, which differs from SD 1.5 in nothing that matters here
             found["mixed"] = self._mixed()

@@ -39,7 +39,7 @@ def answer(request: pytest.FixtureRequest, host: Host) -> dict[str, Any]:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_known_change_comes_back(answer: dict[str, Any], way: str) -> None:
     if way not in answer:
-        pytest.skip("mixes of SDXL are as those of SD 1.5")
+        pytest.skip("SDXL is slow, and as SD 1.5 in this")
     found = answer[way]
     assert found["missing"] == found["more"] == []
     assert found["error"] < FLOAT32
@@ -50,7 +50,7 @@ def test_the_known_change_comes_back(answer: dict[str, Any], way: str) -> None:
 def test_layers_without_a_change_are_counted(answer: dict[str, Any]) -> None:
     """Among them rows of SD3's fused q, k and v whose neighbours change."""
     kind, same = answer["kind"], len(answer["skipped"])
-    for way in WAYS[:3]:
+    for way in ("patched", "own_weights"):
         first, second, *_ = answer[way]["report"].splitlines()
         changed = LAYERS[kind] - same + answer[way]["text"]
         assert first.startswith(f"{changed} layers, rank {RANK}; 100.0% of the difference's energy")
@@ -61,8 +61,8 @@ def test_layers_without_a_change_are_counted(answer: dict[str, Any]) -> None:
 
 def test_models_stay_as_they_are(answer: dict[str, Any]) -> None:
     """Every number, object and patch, and which models the host has loaded."""
-    assert answer["unchanged"] and answer["unchanged_loaded"] and answer["unloaded"]
-    assert answer["own_weights"]["unchanged"] and answer.get("mixed", {"unchanged": True})["unchanged"]
+    assert answer["unchanged"] and answer["unloaded"]
+    assert all(answer[way]["unchanged"] for way in WAYS[1:] if way in answer)
 
 
 def test_equal_models_are_named(answer: dict[str, Any]) -> None:

@@ -67,11 +67,10 @@ class _Case:
         before = self._state()
         found: dict[str, Any] = {"patched": self._compare(self.tuned, self.tuned_clip)}
         found["unchanged"] = self._state() == before
-        found["loaded"], found["unchanged_loaded"] = self._loaded()
-        found["unloaded"] = self._numbers() == before[0]
         found["own_weights"] = self._own_weights()
         if self.kind != "sdxl":  # the slow one, which differs from SD 1.5 in nothing that matters here
-            found["mixed"] = self._mixed()
+            found["loaded"], found["mixed"] = self._loaded(), self._mixed()
+        found["unloaded"] = self._numbers() == before[0]
         found["equal"] = refused(self.pack, self.base, self.base.clone())
         found["skipped"] = self.skipped
         return found
@@ -95,15 +94,15 @@ class _Case:
             "report": report,
         }
 
-    def _loaded(self) -> tuple[dict[str, Any], bool]:
+    def _loaded(self) -> dict[str, Any]:
         """While the change is merged into the very weights that the base is read from."""
         patchers = [self.tuned] + ([self.tuned_clip.patcher] if self.tuned_clip else [])
         comfy.model_management.load_models_gpu(patchers)
         before = self._state()
         found = self._compare(self.tuned, self.tuned_clip)
-        same = self._state() == before
+        found["unchanged"] = self._state() == before
         models.unload()
-        return found, same
+        return found
 
     def _own_weights(self) -> dict[str, Any]:
         """A tuned model of its own whose weights hold the change, as a fine-tuned checkpoint."""

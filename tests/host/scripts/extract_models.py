@@ -69,7 +69,7 @@ class _Case:
         found["unchanged"] = self._state() == before
         found["own_weights"] = self._own_weights()
         if self.kind != "sdxl":  # the slow one, which differs from SD 1.5 in nothing that matters here
-            found["loaded"], found["mixed"] = self._loaded(), self._mixed()
+            found["mixed"], found["loaded"] = self._mixed(), self._loaded()
         found["unloaded"] = self._numbers() == before[0]
         found["equal"] = refused(self.pack, self.base, self.base.clone())
         found["skipped"] = self.skipped

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trilora_core.config import LAYERS, LayerConfig
+from ..trilora_core.errors import InputError
 from ..trilora_core.extract import ExtractConfig, extract
 from .host.events import announce, reporter
 from .host.weights import HostWeights, device
@@ -60,7 +61,8 @@ class ExtractTriLoRA(io.ComfyNode):
                 io.Clip.Input(
                     "clip_tuned",
                     optional=True,
-                    tooltip="The clip of the fine-tuned model: with both clips the text encoder is compared too.",
+                    tooltip="The clip of the fine-tuned model: with both clips the text encoder of SD 1.5 and SDXL is "
+                    "compared too.",
                 ),
                 io.Clip.Input("clip_base", optional=True, tooltip="The clip of the base model."),
             ],
@@ -82,12 +84,20 @@ class ExtractTriLoRA(io.ComfyNode):
         clip_tuned: Any = None,
         clip_base: Any = None,
     ) -> io.NodeOutput:
-        """Compare layer by layer."""
-        both = clip_tuned is not None and clip_base is not None
-        tuned = HostWeights(model_tuned, clip_tuned if both else None)
-        base = HostWeights(model_base, clip_base if both else None)
+        """Compare layer by layer; InputError for one clip without the other, and as `extract` raises it."""
+        _check_clips(clip_tuned, clip_base)
+        tuned, base = HostWeights(model_tuned, clip_tuned), HostWeights(model_base, clip_base)
         config = ExtractConfig(rank, energy, LayerConfig(layers))
         progress = reporter(cls.hidden.unique_id, "layer")
         adapter, report = extract(tuned, base, config, device=device(), progress=progress)
         announce(cls.hidden.unique_id, report.text())
         return io.NodeOutput(adapter, report.text(worst=len(report.layers)))
+
+
+def _check_clips(tuned: Any, base: Any) -> None:
+    if (tuned is None) != (base is None):
+        given, missing = ("clip_base", "clip_tuned") if tuned is None else ("clip_tuned", "clip_base")
+        raise InputError(
+            f"{given} is connected, {missing} is not: the text encoder has nothing to be compared with; connect both,"
+            " or neither"
+        )

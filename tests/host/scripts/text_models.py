@@ -11,8 +11,11 @@ LAYER = {"num_hidden_layers": LAYERS, "intermediate_size": 256}
 SMALL = {"clip_l_model_config": LAYER, "clip_g_model_config": LAYER}
 
 
-def clip(kind: str, seed: int | None = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """CLIP-L of SD 1.5, or CLIP-L and CLIP-G of SDXL, of three layers each at their own width; empty without a seed."""
+def clip(kind: str, seed: int | None = 0, dtype: torch.dtype = torch.float32, words: int | None = None) -> Any:
+    """CLIP-L of SD 1.5, or CLIP-L and CLIP-G of SDXL, of three layers each at their own width; empty without a seed.
+
+    `words`: a vocabulary smaller than the tokenizer's, where nothing is encoded.
+    """
     import comfy.sd
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -23,8 +26,10 @@ def clip(kind: str, seed: int | None = 0, dtype: torch.dtype = torch.float32) ->
         "sdxl": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
     }
     target = comfy.supported_models_base.ClipTarget(*kinds[kind])
+    fewer = {} if words is None else {"vocab_size": words}
+    configs = {name: config | fewer for name, config in SMALL.items()}
     with torch.inference_mode():
-        made = comfy.sd.CLIP(target, model_options={"dtype": dtype, **SMALL})
+        made = comfy.sd.CLIP(target, model_options={"dtype": dtype, **configs})
         if seed is not None:
             fill(made.cond_stage_model, seed)
     return made

@@ -72,9 +72,12 @@ def _denoiser_places(model: Any) -> dict[str, Place]:
 
 
 def _text_places(clip: Any, architecture: str) -> dict[str, Place]:
-    """Layers of CLIP under the names that files give them; other text encoders have none there."""
+    """Layers of CLIP under the names that files give them; InputError for other text encoders: they have none there."""
     if not knows_text(architecture):
-        return {}
+        raise InputError(
+            f"clips are connected, but text encoders of this kind of model ({architecture}) cannot be compared, only"
+            " those of SD 1.5 and SDXL; disconnect both clips"
+        )
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     keys = {stem: names[stem] for stem in text_kinds(names, architecture)}
     modules = {

@@ -77,6 +77,7 @@ def test_equal_models_are_named(answer: dict[str, Any]) -> None:
         ("text_fp8", ["lora_te_text_model_encoder_layers_0_", "is stored in fp8 or quantised"]),
         ("one_clip", ["clip_tuned is connected, clip_base is not", "connect both, or neither"]),
         ("unknown", ["this model is a BaseModel (SD15)", "give a model of one of these kinds"]),
+        ("other_clips", ["clips are connected", "(sd3) cannot be compared", "disconnect both clips"]),
     ],
 )
 def test_complaints(host: Host, case: str, parts: list[str]) -> None:

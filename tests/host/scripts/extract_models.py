@@ -163,7 +163,7 @@ def _fill(patcher: Any, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _refused(pack: Any) -> dict[str, str]:
-    """Two architectures, a text encoder in fp8, one clip of two, a kind that is not known."""
+    """Two architectures, a text encoder in fp8, one clip of two, unknown models and clips."""
     sd15, other, sd3 = small.load("sd15"), small.load("sd15", seed=1), small.load("sd3")
     clips = {"clip_tuned": _clip("sd15", dtype=torch.float8_e4m3fn), "clip_base": _clip("sd15")}
     return {
@@ -171,6 +171,7 @@ def _refused(pack: Any) -> dict[str, str]:
         "text_fp8": refused(pack, other, sd15, **clips),
         "one_clip": refused(pack, other, sd15, clip_tuned=clips["clip_base"]),
         "unknown": refused(pack, models.unet(), sd15),
+        "other_clips": refused(pack, sd3, sd3, clip_tuned=clips["clip_base"], clip_base=clips["clip_base"]),
     }
 
 

@@ -34,8 +34,8 @@ INIT_TIP = (
     "cancels the scale of a gradient but not that of the forward pass, so lower "
     "learning_rate with it. svd-max: divided by the largest one. "
     "svd-fro: divided by the norm of the weight, small values. ones: all 1, trained from there. "
-    "contrast: as svd-mean, and the other factors start with what sets the data set apart from other prompts, so that "
-    "less of the model is disturbed; needs TriLoRA Calibrate at calibration of Train TriLoRA."
+    "contrast: as svd-mean, and the other factors start with what sets the data set apart from other prompts, an "
+    "experiment; needs TriLoRA Calibrate at calibration of Train TriLoRA."
 )
 
 

@@ -48,7 +48,7 @@ def _add_shape(parser: OneLineParser) -> None:
         "adapter.init",
         f"start of Σ from the singular values of the weight (default: {adapter.init}); svd, the paper's raw values,"
         " multiplies the effective learning rate by them: lower --lr with it; contrast needs a calibration and starts"
-        " down with what sets your pictures apart, so that less of the base is disturbed",
+        " down with what sets your pictures apart, an experiment",
         choices=INITS,
     )
     option(

@@ -95,25 +95,28 @@ class _Case:
         }
 
     def _loaded(self) -> dict[str, Any]:
-        """While the change is merged into the very weights that the base is read from."""
+        """While the change is merged into the very weights of the base, which then lie in the host's backup alone.
+
+        Beside the twin: of `tuned`, which shares these weights, the same mistake on both sides would cancel.
+        """
         patchers = [self.tuned] + ([self.tuned_clip.patcher] if self.tuned_clip else [])
         comfy.model_management.load_models_gpu(patchers)
         before = self._state()
-        found = self._compare(self.tuned, self.tuned_clip)
+        found = self._compare(self.twin, self.twin_clip)
         found["unchanged"] = self._state() == before
         models.unload()
         return found
 
     def _own_weights(self) -> dict[str, Any]:
         """A tuned model of its own whose weights hold the change, as a fine-tuned checkpoint."""
-        self.twin, clip = small.load(self.kind), None
+        self.twin, self.twin_clip = small.load(self.kind), None
         _fill(self.twin, models.snapshot_loaded(self.tuned))
         if self.clip is not None:
-            clip = _clip(self.kind, seed=None)
-            _fill(clip.patcher, models.snapshot_loaded(self.tuned_clip.patcher))
+            self.twin_clip = _clip(self.kind, seed=None)
+            _fill(self.twin_clip.patcher, models.snapshot_loaded(self.tuned_clip.patcher))
         models.unload()
         self.before_twin = self._state(self.twin)
-        found = self._compare(self.twin, clip)
+        found = self._compare(self.twin, self.twin_clip)
         return found | {"unchanged": self._state(self.twin) == self.before_twin}
 
     def _mixed(self) -> dict[str, Any]:

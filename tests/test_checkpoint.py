@@ -105,7 +105,8 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
     previews.mkdir()
     kinds = ("", "_best", "_step_00003", "_stopped_at_00004")
     mine = [tmp_path / f".sty[l]e{kind}.safetensors.x2.part" for kind in kinds]
-    mine += [tmp_path / ".sty[l]e.state.x1.part", previews / ".step_00003_0.png.x.part"]
+    mine += [tmp_path / name for name in (".sty[l]e.state.x1.part", ".sty[l]e.log.jsonl.x3.part")]
+    mine.append(previews / ".step_00003_0.png.x.part")
     others = [tmp_path / ".style.state.x1.part", tmp_path / ".sty[l]e_2.state.x.part", tmp_path / "sty[l]e.state"]
     for path in (*mine, *others):
         path.touch()

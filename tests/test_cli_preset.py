@@ -24,14 +24,14 @@ def told(output: Path) -> dict:
 def test_a_preset_fills_in_what_was_not_given(folder, tmp_path, capsys):
     output = tmp_path / "style.safetensors"
     argv = ["train", "--model", str(folder / "base"), "--data", str(folder / "pictures"), "--output", str(output)]
-    assert main([*argv, "--preset", "subject", "--steps", "2", "--rank", "3", "--weight-decay", "0.5"]) == 0
+    assert main([*argv, "--preset", "subject", "--steps", "20", "--rank", "3", "--weight-decay", "0.5"]) == 0
     text = capsys.readouterr().out
     config = told(output)
-    assert (config["steps"], config["adapter"]["rank"], config["optimizer"]["weight_decay"]) == (2, 3, 0.5)
+    assert (config["steps"], config["adapter"]["rank"], config["optimizer"]["weight_decay"]) == (20, 3, 0.5)
     assert (config["loss"]["min_snr_gamma"], config["adapter"]["rank_dropout"]) == (5.0, 0.1)
-    assert config["optimizer"]["warmup_steps"] == 20, "a share of the steps of the preset"
+    assert config["optimizer"]["warmup_steps"] == 1, "a share of the steps that were chosen"
     line = next(line for line in text.splitlines() if line.startswith("preset:"))
-    assert line.startswith("preset:     subject for sd15, 3 pictures: 2 steps, batch 1, rank 3, learning rate 0.0001 (")
+    assert line.startswith("preset:     subject for sd15, 3 pictures: 20 steps, batch 1, rank 3, learning rate 0.0001")
     assert "weight decay 0.5, min-SNR gamma 5, rank dropout 0.1" in line
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .atomic import write_atomic
 from .errors import InputError
+from .runlog import log_path
 from .train import Run
 
 __all__ = ["goes_on", "load_state", "remove_leftovers", "remove_state", "save_state", "state_path"]
@@ -88,10 +89,11 @@ def remove_state(path: Path) -> None:
 
 
 def remove_leftovers(output: Path) -> None:
-    """Delete the half-written files that a killed run left: of `output`, its state, adapters on the way, previews."""
+    """Delete the half-written files that a killed run left: of `output`, state, log, adapters on the way, previews."""
     stem = glob.escape(output.stem)
     adapters = [f".{stem}{kind}.safetensors.*.part" for kind in ("", "_best", "_step_*", "_stopped_at_*")]
-    adapters.append(f".{stem}.calibration.safetensors.*.part")
-    for pattern in (*adapters, f".{glob.escape(state_path(output).name)}.*.part", f"{stem}_previews/.*.part"):
+    beside = [f".{glob.escape(path.name)}.*.part" for path in (state_path(output), log_path(output))]
+    beside += [f".{stem}.calibration.safetensors.*.part", f"{stem}_previews/.*.part"]
+    for pattern in (*adapters, *beside):
         for part in output.parent.glob(pattern):
             part.unlink(missing_ok=True)

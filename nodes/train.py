@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..trilora_core.calibration import Calibration
 from ..trilora_core.config import TrainConfig
@@ -111,7 +111,7 @@ class TrainTriLoRA(io.ComfyNode):
                     "encoder was trained. Empty for a data set of latents.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -134,7 +134,7 @@ class TrainTriLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         """Train, or read the finished run."""
         config = _configured(options or TrainConfig(), rank, steps, learning_rate, batch_size, seed)
-        outcome, text = train_in_host(
+        outcome, shown = train_in_host(
             model,
             dataset.data,
             name,
@@ -143,12 +143,13 @@ class TrainTriLoRA(io.ComfyNode):
             start_from=start_from,
             prior=None if prior is None else prior.data,
             node_id=cls.hidden.unique_id,
+            workflow=_workflow_id(cls.hidden.extra_pnginfo),
             clip=dataset.clip,
             vae=dataset.vae,
             calibration=calibration,
         )
         trained, clip = apply(outcome.adapter, model, 1.0, dataset.clip)
-        return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, clip, ui=ui.PreviewText(text))
+        return io.NodeOutput(outcome.adapter, trained, {"loss": outcome.losses}, clip, ui=shown)
 
 
 def _configured(
@@ -159,3 +160,10 @@ def _configured(
     adapter = replace(options.adapter, rank_cap=rank) if by_energy else replace(options.adapter, rank=rank)
     optimizer = replace(options.optimizer, learning_rate=learning_rate)
     return replace(options, steps=steps, batch_size=batch_size, seed=seed, adapter=adapter, optimizer=optimizer)
+
+
+def _workflow_id(extra: Any) -> str | None:
+    """The id of the workflow that was queued; scripts send none."""
+    workflow = extra.get("workflow") if isinstance(extra, dict) else None
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    return found if isinstance(found, str) else None

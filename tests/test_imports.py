@@ -17,7 +17,7 @@ EVERYWHERE = {"torch", "safetensors", "PIL", "numpy", "tqdm"}
 OPTIMIZERS = {"bitsandbytes", "lion_pytorch", "prodigyopt", "schedulefree"}
 PIPELINES = {"diffusers", "transformers", "accelerate", "huggingface_hub"}
 HOST = {"comfy", "comfy_execution", "folder_paths", "server", "nodes", "execution", "node_helpers", "latent_preview"}
-HOST |= {"aiohttp"}  # its web server
+HOST |= {"aiohttp", "psutil"}  # its web server, its look at the computer's memory
 
 
 def imports(source: str, path: Path) -> set[str]:

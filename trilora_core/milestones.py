@@ -30,12 +30,14 @@ def step_path(output: Path, step: int) -> Path:
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who hears what happens on the way: measures, pictures, what went wrong without ending the run, spectra."""
+    """Who hears what happens on the way; of a problem that does not end the run, and of what someone had saved, too."""
 
     on_measure: Callable[[Measure], None] = lambda measure: None
     on_preview: Callable[[int, list[Path]], None] = lambda step, paths: None
     on_problem: Callable[[str], None] = lambda text: None
     on_spectrum: Callable[[Spectrum], None] = lambda spectrum: None
+    on_begin: Callable[[], None] = lambda: None  # the log is open; a resumed run has its steps
+    on_save: Callable[[Path], None] = lambda path: None
 
 
 @dataclass
@@ -47,6 +49,7 @@ class History:
     adapters: list[int] = field(default_factory=list)  # steps whose adapters lie beside the final one
     best: int = 0  # step of the adapter that was kept as the best one; 0: none
     spectra: list[int] = field(default_factory=list)  # steps that were looked at; what was seen is in the log
+    saved: list[int] = field(default_factory=list)  # steps whose adapters someone asked for: these stay
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> History:
@@ -55,15 +58,17 @@ class History:
             Measure(step, *(math.nan if value is None else value for value in pair))
             for step, *pair in values.get("measures", [])
         ]
-        previews, adapters = list(values.get("previews", [])), list(values.get("adapters", []))
-        return cls(measures, previews, adapters, values.get("best", 0), list(values.get("spectra", [])))
+        previews, adapters, spectra, saved = (
+            list(values.get(name, [])) for name in ("previews", "adapters", "spectra", "saved")
+        )
+        return cls(measures, previews, adapters, values.get("best", 0), spectra, saved)
 
     def values(self) -> dict[str, Any]:
         """The same in what JSON can hold."""
         measures = [
             [m.step, *(v if math.isfinite(v) else None for v in (m.validation, m.drift))] for m in self.measures
         ]
-        steps = {"previews": self.previews, "adapters": self.adapters, "spectra": self.spectra}
+        steps = {"previews": self.previews, "adapters": self.adapters, "spectra": self.spectra, "saved": self.saved}
         return {"measures": measures, **steps, "best": self.best}
 
 
@@ -79,12 +84,13 @@ class Milestones:
     history: History
     log: RunLog
     write: Callable[[Path, str], None]  # the adapter as it is now, to a file, kept as "best" or "step"
+    save_state: Callable[[], None]
     monitor: Monitor | None
     previewer: Previewer | None
     listeners: Listeners
 
     def reach(self, *, last: bool = False) -> None:
-        """Measure, look, draw and keep what is due; `last` makes all but keeping due."""
+        """Measure, look, draw and keep what is due or asked for; `last` makes all but keeping due."""
         config, step = self.run.config, self.run.step
         measured = any(measure.step == step for measure in self.history.measures)
         if self.monitor is not None and not measured and (last or step % config.monitor.validate_every == 0):
@@ -93,10 +99,13 @@ class Milestones:
         if every and (last or step % every == 0) and step not in self.history.spectra:
             self._look()
         every = config.monitor.preview_every
-        if self.previewer is not None and every and (last or step % every == 0) and step not in self.history.previews:
+        wanted = self.run.preview_requested() or (every and (last or step % every == 0))
+        if self.previewer is not None and wanted and step not in self.history.previews:
             self._preview(self.previewer)
         if config.monitor.keep_adapters and self.saves and step not in self.history.adapters:
             self._keep(config.monitor.keep_adapters)
+        if step and self.run.save_requested():
+            self._save()
 
     @property
     def saves(self) -> bool:
@@ -151,4 +160,18 @@ class Milestones:
         kept = [*self.history.adapters, self.run.step]
         self.history.adapters = kept[-count:]
         for step in kept[:-count]:
-            step_path(self.output, step).unlink(missing_ok=True)
+            if step not in self.history.saved:
+                step_path(self.output, step).unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        """Keep the adapter of this step and the resumable state, because someone asked for them."""
+        step, path = self.run.step, step_path(self.output, self.run.step)
+        try:
+            if step not in (*self.history.adapters, *self.history.saved):
+                self.write(path, "step")
+            self.history.saved = sorted({*self.history.saved, step})
+            self.save_state()
+        except InputError as error:  # a full disk, say: the run may still end well
+            self.listeners.on_problem(f"not saved at step {step}: {error}")
+            return
+        self.listeners.on_save(path)

@@ -131,7 +131,8 @@ def train_to_file(
     with RunLog(output, run.step) as log:
         log.write("start", run.step, run_facts(run, output, held_out))
         keep = _Keeper(run, output, dict(metadata), dtype, time.time(), on_stopped, history, log)
-        way = Milestones(run, output, history, log, keep.on_the_way, monitor, previewer, listeners)
+        way = Milestones(run, output, history, log, keep.on_the_way, keep.save_state, monitor, previewer, listeners)
+        listeners.on_begin()
         try:
             with ExitStack() as stack:
                 stack.enter_context(run.trainable.attach(run.targets()))
@@ -211,7 +212,7 @@ def _whole(*, forget: bool = False) -> Iterator[None]:
 
 def _outcome(path: Path, output: Path, history: History, losses: list[float], steps: int, ended: str) -> Outcome:
     """What lies at `path`, as a reader of the file would get it, and what the run to `output` left beside it."""
-    kept = (step_path(output, step) for step in history.adapters)
+    kept = (step_path(output, step) for step in sorted({*history.adapters, *history.saved}))
     return Outcome(
         path=path,
         adapter=read_adapter(path),
@@ -280,7 +281,7 @@ class _Keeper:
 
     def _write(self, path: Path, more: Mapping[str, str], *, finished: bool) -> None:
         """Write the adapter that is to be saved now with the metadata of this run."""
-        if self.history.measures or self.history.adapters:
+        if self.history.measures or self.history.adapters or self.history.saved:
             more = {**more, "trilora.history": json.dumps(self.history.values())}
         extra = training_metadata(self.run, started=self.started, finished=finished, name=path.stem)
         adapter = Adapter(self.run.adapter().layers, {**extra, **more, **self.metadata})

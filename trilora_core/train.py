@@ -112,6 +112,8 @@ class Run:
         self.calibration_key = ""  # of the calibration that the adapter starts from, if any
         self._bad = 0
         self._stop = False
+        self._save = False
+        self._preview = False
         self._device = adapter.trainable()[0].device
         own = [denoiser.compute_dtype] if text is None else [denoiser.compute_dtype, text.compute_dtype]
         half = torch.float16 in [DTYPES.get(config.precision, dtype) for dtype in own]
@@ -126,6 +128,24 @@ class Run:
     def stop_requested(self) -> bool:
         """Whether someone asked the loop to end."""
         return self._stop
+
+    def request_save(self) -> None:
+        """Ask for the adapter and the state of the step at hand, beside the result; safe from another thread."""
+        self._save = True
+
+    def request_preview(self) -> None:
+        """Ask for the previews of the step at hand; safe from another thread."""
+        self._preview = True
+
+    def save_requested(self) -> bool:
+        """Whether someone asked for a save since the last call."""
+        asked, self._save = self._save, False
+        return asked
+
+    def preview_requested(self) -> bool:
+        """Whether someone asked for previews since the last call."""
+        asked, self._preview = self._preview, False
+        return asked
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,18 @@ import comfy.utils
 
 from ...trilora_core.data import Dataset
 
-__all__ = ["Progress", "announce", "announce_data", "check_interrupt", "interrupt_type", "reporter", "summary"]
+__all__ = [
+    "Progress",
+    "announce",
+    "announce_data",
+    "check_interrupt",
+    "interrupt_type",
+    "listened_to",
+    "reporter",
+    "send",
+    "server_instance",
+    "summary",
+]
 
 LINES = 8  # of text on a node; more would push the graph apart
 SECONDS = 0.25  # between two events; more often would only load the browser
@@ -39,7 +51,7 @@ class Progress:
 
     def text(self, text: str) -> None:
         """Show a text on the node, in place of the one before."""
-        server = None if self._node_id is None else _server()
+        server = None if self._node_id is None else server_instance()
         if server is not None:
             server.send_progress_text(text, self._node_id)
 
@@ -100,7 +112,20 @@ def interrupt_type() -> type[BaseException]:
     return comfy.model_management.InterruptProcessingException
 
 
-def _server() -> Any | None:
-    from server import PromptServer  # late: it pulls in the whole web server, which a node outside a graph does without
+def server_instance() -> Any | None:
+    """The host's web server; None where the host runs without one."""
+    # not imported: a host that has a server has loaded it
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
-    return getattr(PromptServer, "instance", None)
+
+def listened_to() -> bool:
+    """Whether any front end is connected."""
+    server = server_instance()
+    return server is not None and bool(server.sockets)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Send an event to every front end."""
+    server = server_instance()
+    if server is not None:
+        server.send_sync(event, data)

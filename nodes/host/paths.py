@@ -26,6 +26,7 @@ __all__ = [
     "lora_fingerprint",
     "mask_fingerprint",
     "mask_folders",
+    "name_below_loras",
     "numbered_file",
     "output_folder",
     "prior_folder",
@@ -107,6 +108,11 @@ def output_folder() -> Path:
     except OSError as error:
         raise InputError(f"cannot make the folder {folder} ({error.strerror}); check its permissions") from error
     return folder
+
+
+def name_below_loras(path: Path) -> str:
+    """What the host calls a file of `output_folder`, with slashes: trilora/my_style.safetensors."""
+    return path.relative_to(_loras_root()).as_posix()
 
 
 def unique_file(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:

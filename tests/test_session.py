@@ -350,6 +350,65 @@ def test_previews_are_drawn_at_the_start_on_the_way_and_at_the_end(tmp_path):
     assert Image.open(heard[-1][1][-1]).width == 5 * 264
 
 
+# what someone asks for while the run goes on
+
+
+def asking(**asked):
+    """Ask for things in the step of that number, as another thread would."""
+
+    def on_step(step):
+        for name, at in asked.items():
+            if step.step == at:
+                getattr(on_step.run, f"request_{name}")()
+
+    return on_step
+
+
+def test_a_save_on_request_changes_nothing_and_can_be_resumed(tmp_path):
+    config = replace(CONFIG, ema=0.9, save_every=10, monitor=MonitorConfig(keep_adapters=1))
+    plain, run, path, saved, ask = make_run(config), make_run(config), tmp_path / "a.safetensors", [], asking(save=12)
+    keep(plain, tmp_path / "plain.safetensors")
+    ask.run = run
+
+    def on_step(step):
+        ask(step)
+        if step.step == 19:
+            raise KeyboardInterrupt
+        if step.step == 13:
+            states.append(state_path(path).read_bytes())
+
+    states = []
+    with pytest.raises(KeyboardInterrupt):
+        keep(run, path, on_step, listeners=Listeners(on_save=saved.append))
+    assert saved == [step_path(path, 13)]
+    there = read_adapter(saved[0])
+    assert there.metadata["trilora.kept"] == "step" and there.metadata["ss_steps"] == "13"
+    state_path(path).write_bytes(states[0])  # as a kill right after the save leaves it
+    again = make_run(config)
+    outcome = keep(again, path, resume=True)
+    assert same(values(again), values(plain)) and outcome.steps_done == 40
+    assert outcome.kept == (step_path(path, 13), step_path(path, 30)), "what was asked for is not cleared away"
+
+
+def test_previews_on_request_are_drawn_and_change_nothing(tmp_path):
+    config = replace(CONFIG, monitor=MonitorConfig(preview_prompts=("a", "b")))
+    plain, run, painter, ask = make_run(), make_run(config), Painter(), asking(preview=12, save=12)
+    ask.run = run
+    keep(plain, tmp_path / "plain.safetensors")
+    keep(run, tmp_path / "a.safetensors", ask, previewer=painter)
+    assert same(values(run), values(plain)) and painter.calls == 1
+    assert files(tmp_path / "a_previews") == ["step_00013_0.png", "step_00013_1.png", "strip.png"]
+    assert (tmp_path / "a_step_00013.safetensors").is_file()
+
+
+def test_a_request_that_cannot_be_met_does_not_end_the_run(tmp_path):
+    run, problems, ask = make_run(), [], asking(save=5, preview=5)
+    ask.run = run
+    step_path(tmp_path / "a.safetensors", 6).mkdir()  # a folder where the file should be
+    outcome = keep(run, tmp_path / "a.safetensors", ask, listeners=Listeners(on_problem=problems.append))
+    assert outcome.finished and len(problems) == 1 and problems[0].startswith("not saved at step 6: cannot write")
+
+
 def test_a_preview_that_fails_does_not_end_the_run(tmp_path):
     run, problems = preview_run(), []
     path = tmp_path / "a.safetensors"

@@ -37,14 +37,13 @@ class Curve:
         if self._first is None:
             self._first = [step, plain(loss), plain(rate)]
             return
-        finite = math.isfinite(loss)
-        if not self._bins or self._bins[-1][3] >= self._width:
-            if len(self) == self._limit:
-                self._merge()
+        if self._full and len(self) == self._limit:
+            self._merge()
+        if self._full:
             self._bins.append([step, 0.0, 0, 0, rate])
         last = self._bins[-1]
         last[0], last[3], last[4] = step, last[3] + 1, rate
-        if finite:
+        if math.isfinite(loss):
             last[1] += loss
             last[2] += 1
 
@@ -54,6 +53,10 @@ class Curve:
         return first + [
             [step, plain(total / count) if count else None, plain(rate)] for step, total, count, _, rate in self._bins
         ]
+
+    @property
+    def _full(self) -> bool:
+        return not self._bins or self._bins[-1][3] >= self._width
 
     def _merge(self) -> None:
         """Make one bin of two neighbours each; an odd one at the end is filled by the steps to come."""
@@ -73,7 +76,8 @@ def halved(entries: list[list[float | None]] | list[dict[str, object]], limit: i
 
 def mean_profile(layers: Iterable[Sequence[float]]) -> list[float]:
     """The mean of the layers' singular values, each layer's largest being 1, largest first; zero layers left out."""
-    shapes = [[value / values[0] for value in values[:_PROFILE]] for values in layers if values and values[0] > 0]
+    alive = [values[:_PROFILE] for values in layers if values and values[0] > 0 and all(map(math.isfinite, values))]
+    shapes = [[value / values[0] for value in values] for values in alive]
     longest = max(map(len, shapes), default=0)
     sums = [sum(shape[place] for shape in shapes if place < len(shape)) for place in range(longest)]
     return [round(value / len(shapes), _DIGITS) for value in sums]

@@ -61,9 +61,18 @@ class LiveRun:
         """ "preparing", "training" or "ended"."""
         return cast("str", self._facts["state"])
 
+    @property
+    def pace(self) -> float | None:
+        """Seconds per step, smoothed."""
+        return self._pace
+
     def renamed(self, name: str) -> None:
         """Hear under which name the result will lie."""
         self._set({"name": name})
+
+    def reached(self, step: int, steps: int) -> None:
+        """Hear of the step and of the steps to make where no step tells of them."""
+        self._set({"step": step, "steps": steps})
 
     def say(self, text: str) -> None:
         """Take what goes on, for a person."""
@@ -71,7 +80,8 @@ class LiveRun:
 
     def began(self, step: int, steps: int, *, can_preview: bool) -> None:
         """Hear that training begins, after `step` steps that an earlier run did."""
-        self._set({"state": "training", "text": "", "step": step, "steps": steps, "can_preview": can_preview})
+        self.reached(step, steps)
+        self._set({"state": "training", "can_preview": can_preview})
 
     def uses(self, memory: tuple[int, int] | None) -> None:
         """Hear of bytes used and bytes there, where they are known."""
@@ -111,7 +121,7 @@ class LiveRun:
         with self._lock:
             for step in record.steps:
                 self._point(step.step, step.loss, step.learning_rate)
-            self._facts["step"] = record.done
+            self._facts |= {"step": record.done, "steps": record.planned or self._facts["steps"]}
         for measure in record.measures:
             self.measured(measure)
         for look in record.looks:
@@ -169,7 +179,7 @@ class LiveRun:
                 entries.append(entry)
                 halved(entries, _ENTRIES)
             if kind == "previews":
-                told = {number for round in self._entries[kind] for number in round["pictures"]}
+                told = {number for entry in self._entries[kind] for number in entry["pictures"]}
                 self._pictures = {number: path for number, path in self._pictures.items() if number in told}
 
     def _set(self, facts: Entry) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 
 from ...trilora_core.errors import InputError
 from ...trilora_core.liverun import LiveRun
@@ -20,7 +24,7 @@ from ...trilora_core.runlog import log_path
 from ...trilora_core.runrecord import read_log
 from ...trilora_core.session import Listeners, Outcome
 from ...trilora_core.spectrum import Spectrum
-from ...trilora_core.train import Run, Step, TrainingDiverged
+from ...trilora_core.train import Previewer, Run, Step, TrainingDiverged
 from . import routes
 from .events import Progress, announce, check_interrupt, interrupt_type, listened_to, send
 from .paths import name_below_loras
@@ -46,11 +50,11 @@ class Reporter:
         self.short = ""  # a line about memory, below every text
         self._device = torch.device("cpu")
         self._kept = ""  # the file of a run that ended before its time
+        self._note = ""  # what goes on, for the panel, which has the numbers besides
         self._measured = ""  # lines of the last measure and of the last previews
         self._drawn = ""
         self._looked = ""  # a line of the last look at the singular values
         self._smooth: float | None = None
-        self._pace: float | None = None  # seconds per step, smoothed
         self._shown = 0.0
 
     def __enter__(self) -> Reporter:
@@ -67,7 +71,7 @@ class Reporter:
     def prepares(self, text: str) -> None:
         """Say what goes on before the first step."""
         self.progress.text(text)
-        self.live.say(text)
+        self._note = text
         self._send()
 
     def listeners(self, run: Run, output: Path, *, can_preview: bool) -> Listeners:
@@ -77,6 +81,7 @@ class Reporter:
             if run.step:
                 self._recall(output)
             self._device = run.device
+            self._note = ""
             self.live.renamed(output.stem)
             self.live.began(run.step, run.config.steps, can_preview=can_preview)
             routes.begin(self.live, run, can_preview=can_preview)
@@ -84,20 +89,21 @@ class Reporter:
 
         return Listeners(self._measure, self._draw, self.problem, self._look, begin, self._save)
 
+    def telling(self, previewer: Previewer | None) -> Previewer | None:
+        """The previewer, which says that it draws before it does."""
+        return None if previewer is None else _Telling(previewer, self._draws)
+
     def step(self, step: Step) -> None:
         """Hear of one step; raises the host's interrupt."""
         self.live.stepped(step)
         if step.dropped:
             log.warning("step %d was left out: %s", step.step, step.dropped)
-            self.live.say(f"step {step.step} was left out: {step.dropped}")
+            self._note = f"step {step.step} was left out: {step.dropped}"
         else:
             self._smooth = _blend(self._smooth, step.loss)
-        self._pace = _blend(self._pace, step.seconds)
-        now = time.monotonic()
-        if now - self._shown >= SECONDS or step.step == step.steps:
-            self._shown = now
-            self.progress.update(step.step, self._text(step))
+        if time.monotonic() - self._shown >= SECONDS or step.step == step.steps:
             self._send()
+            self.progress.update(step.step, self._text(step))
         check_interrupt()
 
     def stopped(self, path: Path) -> None:
@@ -107,7 +113,7 @@ class Reporter:
     def problem(self, text: str) -> None:
         """Hear of what went wrong without ending the run."""
         self._drawn = f"\n{text}"
-        self.live.say(text)
+        self._note = text
         log.warning("%s", text)
 
     def finished(self, outcome: Outcome, text: str) -> dict[str, Any]:
@@ -118,6 +124,7 @@ class Reporter:
 
     def cached(self, outcome: Outcome, text: str) -> dict[str, Any]:
         """Hear that the run was done earlier: its log, where there is one, has the curve; what the node shows."""
+        self.live.reached(outcome.steps_done, outcome.steps_done)
         self._recall(outcome.path)
         self.live.renamed(outcome.path.stem)
         self.live.end("cached", text=text, file=name_below_loras(outcome.path))
@@ -146,8 +153,13 @@ class Reporter:
         self.live.measured(measure)
         log.info("step %d: %s", measure.step, numbers)
 
+    def _draws(self) -> None:
+        self._note = "drawing previews"
+        self._send()
+
     def _draw(self, step: int, paths: list[Path]) -> None:
         self._drawn = f"\npreviews of step {step} in {paths[0].parent}"
+        self._note = ""
         self.live.drawn(step, paths[:-1])  # the last one is the strip of all
 
     def _look(self, spectrum: Spectrum) -> None:
@@ -159,33 +171,57 @@ class Reporter:
     def _save(self, path: Path) -> None:
         text = f"saved as {path.name}"
         self._drawn = f"\n{text}"
-        self.live.say(text)
+        self._note = text
         log.info("%s", text)
 
     def _text(self, step: Step) -> str:
-        pace = self._pace or step.seconds
+        pace = self.live.pace or step.seconds
         left = _clock(pace * (step.steps - step.step))
         loss = "-" if self._smooth is None else f"{self._smooth:.4f}"
         note = f"\nstep left out: {step.dropped}" if step.dropped else ""
-        self.short = spilled(self._device) or self.short
         note += self._measured + self._looked + self._drawn + (f"\n{self.short}" if self.short else "")
         return f"step {step.step} of {step.steps} · loss {loss} · {pace:.2f} s/step · {left} left{note}"
 
     def _send(self) -> None:
         """Tell the front ends what is new; without one nobody is told, and a later one asks for all."""
         self._shown = time.monotonic()
-        self.live.uses(_memory(self._device))
+        if self.live.state != "ended":
+            self.short = spilled(self._device) or self.short
+            self.live.say("\n".join(text for text in (self._note, self.short) if text))
+            self.live.uses(_memory(self._device))
+        message = self.live.news()
         if listened_to():
-            send(EVENT, self.live.news())
+            send(EVENT, message)
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """A previewer that tells before it draws."""
+
+    previewer: Previewer
+    tell: Callable[[], None]
+
+    def preview(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """What the previewer draws."""
+        self.tell()
+        return self.previewer.preview(prompts, seeds)
 
 
 def _memory(device: torch.device) -> tuple[int, int] | None:
     """Bytes that are in use and that there are: of the device, or on a CPU of this process and of the computer."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-    if device.type == "cpu":
-        return psutil.Process().memory_info().rss, psutil.virtual_memory().total
-    return None
+    return (_process().memory_info().rss, _installed()) if device.type == "cpu" else None
+
+
+@cache
+def _process() -> psutil.Process:
+    return psutil.Process()
+
+
+@cache
+def _installed() -> int:
+    return int(psutil.virtual_memory().total)
 
 
 def _how(error: BaseException) -> str:

@@ -251,7 +251,7 @@ def _train(
             interrupts=(interrupt_type(),),
             on_stopped=keep,
             held_out=held_out,
-            previewer=previewer,
+            previewer=report.telling(previewer),
             listeners=report.listeners(run, output, can_preview=previewer is not None),
         )
     except OUT_OF_MEMORY as error:

@@ -96,10 +96,10 @@ class Client:
         """What the server says about all nodes, or about one."""
         return self.get(f"/object_info/{node}".rstrip("/"))
 
-    def queue(self, graph: Graph) -> str:
-        """Queue a graph in the API format; returns its id. Refused when the server finds it invalid."""
+    def queue(self, graph: Graph, extra: dict[str, Any] | None = None) -> str:
+        """Queue a graph in the API format, with what a front end adds; its id. Refused when the graph is invalid."""
         try:
-            answer = self.post("/prompt", {"prompt": graph, "client_id": self.id})
+            answer = self.post("/prompt", {"prompt": graph, "client_id": self.id, "extra_data": extra or {}})
         except urllib.error.HTTPError as error:
             raise Refused(json.loads(error.read())) from error
         if answer["node_errors"]:

@@ -100,13 +100,15 @@ def _preview_inputs() -> list[io.Input]:
             min=0,
             max=1_000_000,
             tooltip="Optimizer steps between two rounds of pictures with the adapter as it is then, drawn with the "
-            "clip and vae of the data set. They are kept beside the adapter's file. 0: none.",
+            "clip and vae of the data set. They are kept beside the adapter's file. 0: only when Preview now of Train "
+            "TriLoRA asks for them.",
         ),
         io.String.Input(
             "preview_prompts",
             default="",
             multiline=True,
-            tooltip="What the pictures show, one prompt per line. Each costs the time of a picture in every round.",
+            tooltip="What the pictures show, one prompt per line. Each costs the time of a picture in every round. "
+            "Empty: no previews.",
         ),
         io.Int.Input(
             "preview_seed",

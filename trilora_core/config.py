@@ -172,7 +172,7 @@ class MonitorConfig:
     validation_share: float = 0.0  # of the pictures, held out of training
     validate_every: int = 50  # optimizer steps between two measures of validation loss and drift
     patience: int = 0  # measures in a row without a better validation loss that end the run; 0: never
-    preview_every: int = 0  # optimizer steps between two rounds of previews; 0: none
+    preview_every: int = 0  # optimizer steps between two rounds of previews; 0: on request alone
     preview_prompts: tuple[str, ...] = ()
     preview_seed: int = 0  # of the first prompt; the next ones count up
     keep_adapters: int = 0  # adapters by step beside the final one, the latest ones, one at each save_every; 0: none

@@ -21,6 +21,7 @@ from trilora_core.cli.processes import Crew
 from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_adapter, read_metadata
+from trilora_core.keys import is_text
 from trilora_core.optim import set_rate
 from trilora_core.train import Run, targets_of
 
@@ -159,10 +160,23 @@ def base(tmp_path_factory):
     return write_pipeline(tmp_path_factory.mktemp("models") / "base")
 
 
-def train_both(base: Path, tmp_path: Path, *extra: str) -> list[subprocess.CompletedProcess[str]]:
+MODULE = ("-m", "trilora_core")
+# The verb with few points of the base's paths.
+FEW_POINTS = """
+import sys
+from trilora_core.__main__ import main
+from trilora_core.preserve import LEVELS, Amount
+LEVELS["light"] = Amount(1.0, share=1.0, points=2, paths=2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def train_both(
+    base: Path, tmp_path: Path, *extra: str, python: tuple[str, str] = MODULE
+) -> list[subprocess.CompletedProcess[str]]:
     argv = ["train", "--model", str(base), "--data", str(write_pictures(tmp_path / "pictures"))]
     argv += ["--output", str(tmp_path / "out" / "style.safetensors"), "--rank", "2", "--device", "cpu", *extra]
-    return run_both([sys.executable, "-m", "trilora_core", *argv])
+    return run_both([sys.executable, *python, *argv])
 
 
 @pytest.mark.timeout(600)
@@ -198,6 +212,19 @@ def test_the_first_watches_for_both(base, tmp_path):
     assert ended[1].stdout == ""
     assert (output.parent / "style_previews" / "step_00002_0.png").is_file()
     assert read_metadata(output)["ss_num_train_images"] == "2"
+
+
+@pytest.mark.timeout(600)
+def test_the_first_asks_the_base_for_both_and_each_keeps_it_with_the_text_encoder_in_training(base, tmp_path):
+    output = tmp_path / "out" / "style.safetensors"
+    flags = ["--preserve-base", "light", "--preserve-prompts", "a house", "--text-encoder-rate", "0.5"]
+    ended = train_both(base, tmp_path, "--steps", "2", "--lr", "0.01", *flags, python=("-c", FEW_POINTS))
+    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert "4 points of what the base draws for 1 caption" in ended[0].stdout and ended[1].stdout == ""
+    config = json.loads(read_metadata(output)["trilora.config"])
+    assert config["preserve"] == {"base": "light", "prompts": ["a house"]}
+    assert config["optimizer"]["text_encoder_rate"] == 0.5
+    assert any(is_text(stem) for stem in read_adapter(output).layers)
 
 
 @pytest.mark.timeout(600)

@@ -70,7 +70,7 @@ def _all(methods: Sequence[str], seeds: Sequence[int], rates: Sequence[float]) -
 
 
 STAGES: dict[str, Callable[[], list[Task]]] = {
-    "tune": lambda: _all(MAIN, TUNING_SEEDS, (2e-3, 4e-3, 8e-3)),
+    "tune": lambda: _all(MAIN, TUNING_SEEDS, (8e-3, 1.6e-2, 4e-3, 2e-3)),
     "main": lambda: _all(MAIN, SEEDS, (RATE,)),
     "tries": lambda: _all(TRIED, SEEDS[:2], (RATE,)),
     "stable": lambda: _all(("lora", "svd-mean", "keep 3 world", "both 3 world"), SEEDS[:2], (10 * RATE,)),

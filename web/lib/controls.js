@@ -1,0 +1,66 @@
+/** The buttons that act on a run that goes on: stop and keep, save now, preview now. */
+
+import { element, setText } from "./dom.js";
+
+const ACTIONS = [
+  {
+    path: "/trilora/stop",
+    name: "Stop and keep",
+    title: "End the training after this step and keep what it has learned. The graph goes on with that adapter.",
+    done: "Stopping after this step; what was learned is kept.",
+    once: true,
+  },
+  {
+    path: "/trilora/save",
+    name: "Save now",
+    title: "Write the adapter as it is now beside the result, and go on training.",
+    done: "Saving after this step.",
+  },
+  {
+    path: "/trilora/preview",
+    name: "Preview now",
+    title: "Draw the preview prompts with the adapter as it is now, and go on training.",
+    done: "Drawing after this step.",
+    unless: (run) => (run.can_preview ? "" : "This run draws no previews: write preview_prompts in TriLoRA Monitor Options."),
+  },
+];
+
+/** The buttons for `run()`; `post(path, body)` gives {ok, error}. Gives {root, draw()}. */
+export function createControls(run, post) {
+  const answer = element("div", { class: "tl-answer" });
+  const asked = new Set(); // "run path" of what is asked for once only
+  let about = null; // the run that the answer speaks of
+  const buttons = ACTIONS.map((action) => {
+    const button = element("button", { type: "button", class: "tl-button", text: action.name, title: action.title });
+    button.addEventListener("click", () => act(action));
+    return { action, button };
+  });
+  const row = element("div", { class: "tl-buttons" }, ...buttons.map(({ button }) => button));
+
+  async function act(action) {
+    const id = run().run;
+    if (action.once) asked.add(`${id} ${action.path}`);
+    about = id;
+    setText(answer, "…");
+    draw();
+    const { ok, error } = await post(action.path, { run: id });
+    if (!ok && action.once) asked.delete(`${id} ${action.path}`);
+    answer.classList.toggle("tl-refused", !ok);
+    setText(answer, ok ? action.done : error);
+    draw();
+  }
+
+  function draw() {
+    const now = run();
+    const trains = now?.state === "training";
+    if (!trains || about !== now.run) setText(answer, "");
+    for (const { action, button } of buttons) {
+      const not = trains ? (action.unless?.(now) ?? "") : "Only while a training goes on.";
+      button.disabled = !trains || not !== "" || asked.has(`${now.run} ${action.path}`);
+      button.title = not || action.title;
+    }
+    answer.hidden = answer.textContent === "";
+  }
+
+  return { root: element("div", { class: "tl-controls" }, row, answer), draw };
+}

@@ -1,0 +1,76 @@
+/** The tab "Spectrum": the mean singular values of the layers over the steps, and the effective rank. */
+
+import { formatCount, formatNumber } from "./dom.js";
+import { createPlot } from "./plot.js";
+import { nearest, roomy, spread } from "./series.js";
+
+const LEGEND = [
+  {
+    key: "values",
+    name: "singular values",
+    colour: "loss",
+    width: 2,
+    title: "Mean over the layers, each as a share of its layer's; largest first, from strong to faint",
+  },
+  {
+    key: "rank",
+    name: "effective rank",
+    colour: "validation",
+    dash: [5, 3],
+    mark: "square",
+    on: true,
+    title: "How many directions the adapter really uses; scale on the right. Click to show or hide.",
+  },
+  { key: "norm", name: "norm", colour: "dim", title: "Size of the whole change" },
+];
+
+/** The view of `run()`; `again()` asks for another drawing. */
+export function createSpectrumView(run, again) {
+  const frameOf = (cursor, on) => (run()?.spectra.length ? frame(run().spectra, cursor, on) : null);
+  return createPlot(LEGEND, frameOf, "The first look at the singular values is still to come.", again);
+}
+
+function frame(spectra, cursor, on) {
+  const steps = spectra.map((look) => [look.step]);
+  const here = spectra[cursor === null ? spectra.length - 1 : nearest(steps, cursor)];
+  const ranks = spectra.map((look) => [look.step, look.effective_rank]);
+  return {
+    x: [spectra[0].step, Math.max(spectra.at(-1).step, spectra[0].step + 1)],
+    left: { range: roomy([0, spread(spectra.flatMap((look) => look.values))?.[1] ?? 1]), name: "singular values" },
+    right: on.rank ? { range: roomy([0, spread(ranks.map((e) => e[1]))?.[1] ?? 1]), name: "eff. rank", colour: "validation" } : null,
+    curves: [...lines(spectra), ...(on.rank ? [rankCurve(ranks)] : [])],
+    dots: [],
+    entries: steps,
+    label: labelOf(here),
+    values: { values: topOf(here), rank: formatNumber(here.effective_rank), norm: formatNumber(here.norm) },
+  };
+}
+
+function lines(spectra) {
+  const count = Math.max(...spectra.map((look) => look.values.length));
+  return Array.from({ length: count }, (_, index) => ({
+    points: spectra.map((look) => [look.step, look.values[index] ?? null]),
+    axis: "left",
+    colour: "loss",
+    width: index === 0 ? 2 : 1.2,
+    alpha: 1 - 0.75 * (index / Math.max(1, count - 1)),
+    mark: spectra.length === 1 ? "circle" : null,
+  }));
+}
+
+function rankCurve(ranks) {
+  return { points: ranks, axis: "right", colour: "validation", dash: [5, 3], mark: "square" };
+}
+
+function topOf(look) {
+  const shown = look.values.slice(0, 3).map((value) => formatNumber(value, 2));
+  return shown.join(" ") + (look.values.length > 3 ? " …" : "");
+}
+
+function labelOf(look) {
+  return (
+    `Singular values at step ${formatCount(look.step)}, largest first: ` +
+    `${look.values.slice(0, 8).map((value) => formatNumber(value, 2)).join(", ")}; ` +
+    `effective rank ${formatNumber(look.effective_rank)}, norm ${formatNumber(look.norm)}`
+  );
+}

@@ -1,0 +1,122 @@
+/** The live panel in Train TriLoRA: gives each such node its panel and each panel the runs of its node. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { createPanel } from "./lib/panel.js";
+import { isOf, outputKey } from "./lib/place.js";
+import { createRuns } from "./lib/runs.js";
+
+const NODE = "TrainTriLoRA";
+const panels = new Map(); // node -> panel
+const runs = createRuns(fetchJson, changed);
+let asking = null; // the question for the list of runs that is under way
+
+const rootOf = (node) => node.graph?.rootGraph ?? app.rootGraph ?? app.graph;
+
+async function fetchJson(path) {
+  const answer = await api.fetchApi(path, { cache: "no-store" });
+  if (answer.status === 404) return null;
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.json();
+}
+
+async function post(path, body) {
+  try {
+    const answer = await api.fetchApi(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    if (answer.ok) return { ok: true };
+    const told = await answer.json().catch(() => ({}));
+    return { ok: false, error: told.error || `The server refused (${answer.status}).` };
+  } catch {
+    return { ok: false, error: "The server does not answer." };
+  }
+}
+
+const addressOf = (run, number) => api.apiURL(`/trilora/runs/${encodeURIComponent(run.run)}/previews/${number}`);
+
+/** Show a changed run on the nodes that it belongs to. */
+function changed(run) {
+  for (const [node, panel] of panels) {
+    const shown = panel.run();
+    if (shown?.run === run.run || isOf(run, node, rootOf(node))) panel.show(run);
+  }
+}
+
+/** The newest run of a node that the server still knows, else what the front end kept of its last output. */
+async function restore(node, panel) {
+  asking ??= fetchJson("/trilora/runs")
+    .catch(() => null)
+    .finally(() => (asking = null));
+  const listed = (await asking) ?? [];
+  if (!panels.has(node) || panel.run()) return;
+  const root = rootOf(node);
+  const newest = listed.filter((run) => isOf(run, node, root)).pop();
+  if (newest) {
+    const known = runs.get(newest.run);
+    if (known && runs.isWhole(newest.run)) panel.show(known);
+    else await runs.load(newest.run);
+    if (panel.run()) return;
+  }
+  const kept = app.nodeOutputs?.[outputKey(node, root)]?.trilora?.[0];
+  if (kept) adopt(node, kept);
+}
+
+/** What a finished node put out: also that of a run which sent no events, since it was read from the disk. */
+function adopt(node, payload) {
+  const run = runs.adopt(payload);
+  if (run) panels.get(node)?.show(run);
+}
+
+function addPanel(node) {
+  const resized = () => {
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    node.graph?.setDirtyCanvas(true, true);
+  };
+  const panel = createPanel({ post, addressOf, resized });
+  const widget = node.addDOMWidget("training", "trilora_training", panel.root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => panel.height(),
+    getValue: () => "",
+    setValue: () => undefined,
+  });
+  widget.serialize = false; // not among widgets_values
+  panels.set(node, panel);
+  chain(node, "onExecuted", (output) => output?.trilora?.[0] && adopt(node, output.trilora[0]));
+  chain(node, "onRemoved", () => {
+    panels.delete(node);
+    panel.dispose();
+  });
+  // a node learns its id and its graph after this call
+  setTimeout(() => restore(node, panel), 0);
+}
+
+function chain(node, name, more) {
+  const before = node[name];
+  node[name] = function (...given) {
+    const answer = before?.apply(this, given);
+    more(...given);
+    return answer;
+  };
+}
+
+app.registerExtension({
+  name: "trilora.train_panel",
+  setup() {
+    api.addEventListener("trilora.run", ({ detail }) => runs.take(detail));
+    api.addEventListener("reconnected", () => runs.reload());
+    let zoomed = 0;
+    const afterZoom = () => {
+      clearTimeout(zoomed);
+      zoomed = setTimeout(() => panels.forEach((panel) => panel.checkZoom()), 150);
+    };
+    window.addEventListener("wheel", afterZoom, { passive: true, capture: true });
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addPanel(node);
+  },
+});

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { createPanel } from "./lib/panel.js";
+import { passOn } from "./lib/pass_on.js";
 import { isOf, outputKey } from "./lib/place.js";
 import { createRuns } from "./lib/runs.js";
 
@@ -77,6 +78,7 @@ function addPanel(node) {
     node.graph?.setDirtyCanvas(true, true);
   };
   const panel = createPanel({ post, addressOf, resized });
+  passOn(panel.root, () => app.canvas);
   const widget = node.addDOMWidget("training", "trilora_training", panel.root, {
     serialize: false,
     hideOnZoom: false,

@@ -3,7 +3,7 @@
 import { formatCount, formatNumber, themed } from "./dom.js";
 import { ticks } from "./series.js";
 
-const FONT = "10px system-ui, sans-serif";
+const FONT = "10px Inter, Arial, sans-serif";
 const LINE = 14; // pixels for a line of labels
 
 /**
@@ -50,7 +50,7 @@ function resize(canvas, width, height) {
 }
 
 function axisTicks(axis, height) {
-  return axis ? ticks(axis.range[0], axis.range[1], Math.max(2, Math.round(height / 40))) : [];
+  return axis ? ticks(axis.range[0], axis.range[1], Math.max(2, Math.round(height / 32))) : [];
 }
 
 function boxOf(pen, width, height, frame, marks) {
@@ -93,7 +93,7 @@ function drawAxes(pen, frame, marks, box, toX, toY, colour) {
 
 function drawSteps(pen, frame, box, toX) {
   pen.textBaseline = "bottom";
-  const named = ticks(frame.x[0], frame.x[1], Math.max(2, (box.right - box.left) / 70)).filter(Number.isInteger);
+  const named = ticks(frame.x[0], frame.x[1], Math.max(2, (box.right - box.left) / 55)).filter(Number.isInteger);
   let free = -Infinity;
   for (const step of named) {
     const text = formatCount(step);
@@ -156,7 +156,10 @@ function drawMark(pen, mark, x, y, size) {
 function drawDrops(pen, steps, box, toX, colour) {
   pen.strokeStyle = colour("bad");
   pen.lineWidth = 1.5;
+  let free = -Infinity;
   for (const step of steps) {
+    if (toX(step) < free) continue; // a heap of them looks like one
+    free = toX(step) + 8;
     const [x, y] = [toX(step), box.bottom - 5];
     pen.beginPath();
     pen.moveTo(x - 3, y - 3);

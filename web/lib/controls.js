@@ -59,6 +59,7 @@ export function createControls(run, post) {
       button.disabled = !trains || not !== "" || asked.has(`${now.run} ${action.path}`);
       button.title = not || action.title;
     }
+    row.hidden = now?.state === "ended";
     answer.hidden = answer.textContent === "";
   }
 

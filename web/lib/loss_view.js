@@ -27,7 +27,7 @@ const LEGEND = [
   },
   {
     key: "rate",
-    name: "rate",
+    name: "learning rate",
     colour: "rate",
     dash: [1, 2],
     on: false,
@@ -93,7 +93,7 @@ function valuesAt(run, curve, validation, drift, step) {
   const point = points[nearest(points, Math.min(step, points.at(-1)[0]))];
   const smooth = latest(curve, 1, step) ?? curve[0];
   return {
-    loss: smooth ? formatNumber(smooth[1]) : "–",
+    loss: smooth ? formatNumber(smooth[1]) + (step < Infinity ? ` (raw ${formatNumber(point[1])})` : "") : "–",
     validation: textOf(validation, step),
     drift: textOf(drift, step),
     rate: isNumber(point[2]) ? formatNumber(point[2]) : null,

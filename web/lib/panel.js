@@ -12,7 +12,7 @@ import { watchTheme } from "./theme.js";
 import { endKind, endText, figuresText, stateText } from "./words.js";
 
 export const IDLE_HEIGHT = 40;
-export const LIVE_HEIGHT = 290;
+export const LIVE_HEIGHT = 310;
 
 /**
  * Make the panel. `post(path, body)` gives {ok, error}; `addressOf(run, number)` a picture's address; `resized()` is
@@ -40,11 +40,11 @@ export function createPanel({ post, addressOf, resized }) {
     ],
     again,
   );
-  const idle = element("div", { class: "tl-idle", text: "The training shows itself here once the graph runs." });
+  const idle = element("div", { class: "tl-idle", text: "No run yet: queue the graph." });
   const body = element("div", { class: "tl-body" }, head.root, ...tabs.roots, controls.root);
   const root = element("div", { class: "tl-panel tl-colours", role: "region", "aria-label": "Training" }, idle, body);
   const stops = [watchTheme(root, again), watchSize(root, again)];
-  for (const kind of ["pointerdown", "mousedown", "dblclick", "contextmenu"]) {
+  for (const kind of ["pointerdown", "mousedown", "dblclick"]) {
     root.addEventListener(kind, (event) => event.button !== 1 && event.stopPropagation()); // not a drag of the graph
   }
   root.addEventListener("pointerenter", again); // the zoom may have changed since the last drawing
@@ -108,6 +108,7 @@ function createHead() {
     bar.setAttribute("aria-valuenow", run.step);
     bar.firstChild.style.width = `${run.steps ? (100 * run.step) / run.steps : 0}%`;
     setText(figures, figuresText(run));
+    figures.hidden = ended && run.problem !== "";
     setText(note, run.state === "training" ? run.text : "");
     note.hidden = note.textContent === "";
   }

@@ -41,7 +41,7 @@ export function createPreviewsView(run, addressOf) {
       thumb.addEventListener("click", (event) => choose(now, { entry, index, thumb }, event.shiftKey));
       return thumb;
     });
-    return element("figure", { "data-key": keyOf(entry) }, ...pictures, element("figcaption", { text: formatCount(entry.step) }));
+    return element("figure", { "data-key": keyOf(entry), style: `--count:${pictures.length}` }, ...pictures, element("figcaption", { text: formatCount(entry.step) }));
   }
 
   function choose(now, chosen, shift) {

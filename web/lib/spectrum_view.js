@@ -36,7 +36,7 @@ function frame(spectra, cursor, on) {
   const ranks = spectra.map((look) => [look.step, look.effective_rank]);
   return {
     x: [spectra[0].step, Math.max(spectra.at(-1).step, spectra[0].step + 1)],
-    left: { range: roomy([0, spread(spectra.flatMap((look) => look.values))?.[1] ?? 1]), name: "singular values" },
+    left: { range: roomy([0, spread(spectra.flatMap((look) => look.values))?.[1] ?? 1]), name: "relative size" },
     right: on.rank ? { range: roomy([0, spread(ranks.map((e) => e[1]))?.[1] ?? 1]), name: "eff. rank", colour: "validation" } : null,
     curves: [...lines(spectra), ...(on.rank ? [rankCurve(ranks)] : [])],
     dots: [],

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,27 +11,7 @@ from tests.host.discovery import PACK
 from tests.host.server import Server
 from tests.host.workflow import load_workflow
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 NAMES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
-CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def page(server: Server) -> Iterator[Any]:
-    """The front end of one host, ready."""
-    if CHROMIUM is None:
-        pytest.skip("NOT TESTED IN A BROWSER: no Chromium was found; install chromium or set CHROMIUM_PATH")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        tab = browser.new_page()
-        tab.goto(server.client.url, timeout=120_000)
-        tab.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
-        # the page asks for its node definitions after it has drawn itself
-        tab.wait_for_function("'TrainTriLoRA' in window.LiteGraph.registered_node_types", timeout=120_000)
-        yield tab
-        browser.close()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -41,9 +41,21 @@ const addressOf = (run, number) => api.apiURL(`/trilora/runs/${encodeURIComponen
 /** Show a changed run on the nodes that it belongs to. */
 function changed(run) {
   for (const [node, panel] of panels) {
-    const shown = panel.run();
-    if (shown?.run === run.run || isOf(run, node, rootOf(node))) panel.show(run);
+    if (panel.run()?.run !== run.run && !isOf(run, node, rootOf(node))) continue;
+    panel.show(run);
+    hideText(node);
   }
+}
+
+/** The front end's own lines of progress text below the node say once more what the panel shows. */
+function hideText(node) {
+  const text = node.widgets?.find((widget) => widget.name === "$$node-text-preview");
+  if (!text || text.hidden) return;
+  const before = node.computeSize()[1];
+  text.hidden = true;
+  text.options = { ...text.options, hidden: true };
+  if (text.element) text.element.hidden = true;
+  node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
 }
 
 /** The newest run of a node that the server still knows, else what the front end kept of its last output. */

@@ -29,7 +29,7 @@ export function drawChart(canvas, frame) {
   drawAxes(pen, frame, marks, box, toX, toY, colour);
   pen.save();
   pen.beginPath();
-  pen.rect(box.left, box.top - 3, box.right - box.left + 4, box.bottom - box.top + 6);
+  pen.rect(box.left - 4, box.top - 3, box.right - box.left + 8, box.bottom - box.top + 7);
   pen.clip();
   for (const curve of frame.curves) drawCurve(pen, curve, curve.range ?? frame[curve.axis].range, toX, toY, colour);
   drawDrops(pen, frame.drops ?? [], box, toX, colour);

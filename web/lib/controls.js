@@ -9,6 +9,7 @@ const ACTIONS = [
     title: "End the training after this step and keep what it has learned. The graph goes on with that adapter.",
     done: "Stopping after this step; what was learned is kept.",
     once: true,
+    unless: (run) => (run.step > 0 ? "" : "Nothing is trained yet: cancel the queue to end this run."),
   },
   {
     path: "/trilora/save",
@@ -25,11 +26,16 @@ const ACTIONS = [
   },
 ];
 
+/** What an answer holds for: the stop until the end, the others until the run tells of a file or a picture more. */
+function aboutOf(run, action) {
+  return action.once ? run.run : `${run.run} ${run.text} ${run.previews.length}`;
+}
+
 /** The buttons for `run()`; `post(path, body)` gives {ok, error}. Gives {root, draw()}. */
 export function createControls(run, post) {
   const answer = element("div", { class: "tl-answer" });
   const asked = new Set(); // "run path" of what is asked for once only
-  let about = null; // the run that the answer speaks of
+  let about = ""; // what the answer speaks of: a run, and what it said and had drawn then
   const buttons = ACTIONS.map((action) => {
     const button = element("button", { type: "button", class: "tl-button", text: action.name, title: action.title });
     button.addEventListener("click", () => act(action));
@@ -40,7 +46,7 @@ export function createControls(run, post) {
   async function act(action) {
     const id = run().run;
     if (action.once) asked.add(`${id} ${action.path}`);
-    about = id;
+    about = aboutOf(run(), action);
     setText(answer, "…");
     draw();
     const { ok, error } = await post(action.path, { run: id });
@@ -53,7 +59,7 @@ export function createControls(run, post) {
   function draw() {
     const now = run();
     const trains = now?.state === "training";
-    if (!trains || about !== now.run) setText(answer, "");
+    if (!trains || !ACTIONS.some((action) => about === aboutOf(now, action))) setText(answer, "");
     for (const { action, button } of buttons) {
       const not = trains ? (action.unless?.(now) ?? "") : "Only while a training goes on.";
       button.disabled = !trains || not !== "" || asked.has(`${now.run} ${action.path}`);

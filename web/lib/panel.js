@@ -109,10 +109,16 @@ function createHead() {
     bar.firstChild.style.width = `${run.steps ? (100 * run.step) / run.steps : 0}%`;
     setText(figures, figuresText(run));
     figures.hidden = ended && run.problem !== "";
-    setText(note, run.state === "training" ? run.text : "");
+    setText(note, run.state === "preparing" ? "" : ended ? moreOf(run) : run.text);
+    note.title = note.textContent;
     note.hidden = note.textContent === "";
   }
   return { root: element("div", { class: "tl-head" }, state, end, bar, figures, note), draw };
+}
+
+/** What the run said at its end besides how it ended: its first line says that too. */
+function moreOf(run) {
+  return (run.text ?? "").split("\n").slice(1).join(" ").trim();
 }
 
 /** Whether any of an element is on the screen: nothing is drawn for nobody. */

@@ -4,6 +4,7 @@ import { formatBytes, formatCount, formatDuration, formatNumber } from "./dom.js
 
 /** "Training, step 120 of 500" and the like: the first line of the panel while a run goes on. */
 export function stateText(run) {
+  if (run.state === "training" && run.step === 0) return `Training: on the way to step 1 of ${formatCount(run.steps)}`;
   if (run.state === "training") return `Training: step ${formatCount(run.step)} of ${formatCount(run.steps)}`;
   if (run.state === "preparing") return run.text || "Preparing";
   return endText(run);
@@ -25,7 +26,7 @@ export function figuresText(run) {
 export function endText(run) {
   const at = `step ${formatCount(run.step)} of ${formatCount(run.steps)}`;
   const saved = run.file ? ` Saved as ${run.file}.` : "";
-  const why = run.problem ? ` ${run.problem}` : "";
+  const why = run.problem ? ` ${run.problem.trim()}${/[.!?]$/.test(run.problem.trim()) ? "" : "."}` : "";
   switch (run.ended) {
     case "steps":
       return `Finished: ${formatCount(run.step)} steps.${saved}${why}`;
@@ -40,9 +41,9 @@ export function endText(run) {
         run.file ? ` Read from ${run.file}.` : ""
       }${why}`;
     case "diverged":
-      return `Broke off at ${at}: the loss grew without end.${why}${saved}`;
+      return `Broke off at ${at}:${why || " the loss was no number any more."}${saved}`;
     case "error":
-      return `Problem at ${at}.${why}${saved}`;
+      return `Problem at ${at}:${why}${saved}`;
     case "lost":
       return `The server was restarted; what it wrote of this run until ${at} is on its disk.`;
     default:

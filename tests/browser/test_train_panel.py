@@ -1,0 +1,339 @@
+"""The live panel of Train TriLoRA in the host's own front end: a real run in both modes, and what no run shows fast."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.host.discovery import PACK
+from tests.host.server import CHECKPOINT, PICTURES, Server
+
+from .conftest import ready
+
+SIDE = 64  # of pictures, in pixels
+MODES = {"classic": False, "nodes-2": True}
+NODE = "window.app.graph._nodes.find(node => node.type === 'TrainTriLoRA')"
+WIDGETS = f"{NODE}.serialize().widgets_values"
+# The shipped workflow at a size that a test can afford, with a preview, a measure and a spectrum every few steps.
+SMALL = """([checkpoint, folder, side, train]) => {
+  const graph = window.app.graph;
+  const all = type => graph._nodes.filter(node => node.type === type);
+  const set = (node, values) => Object.entries(values).forEach(([name, value]) => {
+    node.widgets.find(widget => widget.name === name).value = value;
+  });
+  set(all('CheckpointLoaderSimple')[0], {ckpt_name: checkpoint});
+  set(all('TriLoRADataset')[0], {folder, resolution: side});
+  set(all('EmptyLatentImage')[0], {width: side, height: side});
+  all('KSampler').forEach(node => set(node, {steps: 1}));
+  const node = all('TrainTriLoRA')[0];
+  set(node, train);
+  const watch = LiteGraph.createNode('TriLoRAMonitorOptions');
+  graph.add(watch);
+  watch.pos = [370, -420];
+  set(watch, {validation_share: 0.25, validate_every: 10, spectrum_every: 2, preview_prompts: 'a striped thing',
+              preview_every: 4, preview_steps: 1});
+  watch.connect(0, node, node.inputs.findIndex(input => input.name === 'options'));
+  window.app.canvas.ds.scale = 1;
+  window.app.canvas.ds.offset = [-560, 0];
+  window.app.canvas.setDirty(true, true);
+}"""
+
+
+# Puts the only node into a subgraph, opens that, and gives the node's id as the host has it.
+INTO_SUBGRAPH = """() => {
+  const {graph, canvas} = window.app;
+  const {node} = graph.convertToSubgraph(new Set([graph._nodes[0]]));
+  const inner = node.subgraph._nodes.find(each => each.type === 'TrainTriLoRA');
+  canvas.setGraph(node.subgraph);
+  return `${node.id}:${inner.id}`;
+}"""
+
+
+def choose_mode(page: Any, vue: bool) -> None:
+    page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+
+
+def open_workflow(page: Any, graph: dict[str, Any]) -> None:
+    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    page.wait_for_function(f"window.app.graph._nodes.length === {len(graph['nodes'])}", timeout=60_000)
+
+
+def shipped() -> dict[str, Any]:
+    return json.loads((PACK / "workflows" / "train_style.json").read_text(encoding="utf-8"))
+
+
+def serialised(page: Any) -> dict[str, Any]:
+    return page.evaluate("window.app.graph.serialize()")
+
+
+def lone_node(page: Any, width: int = 300) -> None:
+    """A workflow of one Train TriLoRA, whose id is 1."""
+    node = {"id": 1, "type": "TrainTriLoRA", "pos": [120, 90], "size": [width, 300], "flags": {}, "order": 0, "mode": 0}
+    view = {"ds": {"scale": 1, "offset": [0, 0]}}
+    rest = {
+        "last_node_id": 1,
+        "last_link_id": 0,
+        "links": [],
+        "groups": [],
+        "config": {},
+        "extra": view,
+        "version": 0.4,
+    }
+    open_workflow(page, {"nodes": [node], **rest})
+    page.evaluate("window.app.canvas.ds.scale = 1; window.app.canvas.ds.offset = [0, 0]")
+    page.locator(".tl-panel").wait_for()
+
+
+def told(page: Any, run: dict[str, Any]) -> None:
+    """What the websocket does with a message of the server."""
+    page.evaluate(
+        "detail => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('trilora.run', {detail}))", event_of(**run)
+    )
+
+
+def event_of(**facts: Any) -> dict[str, Any]:
+    """An event of the contract; `facts` in place of what an event has without any news."""
+    nothing: dict[str, Any] = {"points": [], "measures": [], "spectra": [], "previews": []}
+    run = {"run": "r1", "node": "1", "workflow": None, "name": "x", "state": "training", "text": "", "step": 0}
+    rest = {"steps": 100, "seconds_per_step": None, "eta": None, "memory": None, "can_preview": False}
+    end = {"ended": None, "problem": "", "file": ""}
+    return {**run, **rest, **end, **nothing, **facts}
+
+
+def curve(first: int, last: int) -> list[list[float]]:
+    noise = random.Random(first)
+    return [[step, 0.1 + math.exp(-step / 4000) * 0.2 + noise.random() * 0.1, 1e-4] for step in range(first, last + 1)]
+
+
+def text_of(page: Any) -> str:
+    return page.locator(".tl-panel").first.inner_text()
+
+
+def wait_text(page: Any, part: str, seconds: float = 120) -> str:
+    """The panel's text as soon as it holds `part`."""
+    end = time.monotonic() + seconds
+    while part not in (text := text_of(page)):
+        assert time.monotonic() < end, f"no {part!r} in {seconds} s; the panel says: {text}"
+        time.sleep(0.1)
+    return text
+
+
+def step_of(page: Any) -> int:
+    return int(page.locator(".tl-progress").get_attribute("aria-valuenow"))
+
+
+def wait_step(page: Any, step: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while (now := step_of(page)) < step:
+        assert time.monotonic() < end, f"step {now}, not {step}, after {seconds} s: {text_of(page)}"
+        time.sleep(0.1)
+
+
+def picture_of(page: Any) -> np.ndarray:
+    shot = page.locator(".tl-canvas").first.screenshot()
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), dtype=int)
+
+
+def at_step(page: Any, key: str) -> str:
+    """What the chart says at its cursor after a key."""
+    page.locator(".tl-canvas").first.press(key)
+    page.wait_for_timeout(100)
+    return page.locator(".tl-canvas").first.get_attribute("aria-label")
+
+
+def ours(page: Any) -> list[str]:
+    return [line for line in page.complaints if "/extensions/trilora/" in line or "/trilora/" in line]
+
+
+def images_of(server: Server, prompt: str, node: str) -> np.ndarray:
+    return server.client.images(server.client.wait(prompt), node)[0]
+
+
+def queue(page: Any) -> str:
+    """Queue the graph as the button does; the id of the prompt."""
+    with page.expect_response("**/api/prompt") as answer:
+        page.evaluate("window.app.queuePrompt(0)")
+    return answer.value.json()["prompt_id"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_shows_itself_survives_a_reload_and_stops_with_what_it_learned(
+    page: Any, server: Server, mode: str
+) -> None:
+    choose_mode(page, MODES[mode])
+    open_workflow(page, shipped())
+    saved = next(node for node in shipped()["nodes"] if node["type"] == "TrainTriLoRA")["widgets_values"]
+    assert page.evaluate(WIDGETS) == saved
+    train = {"name": f"panel_{mode.replace('-', '')}", "steps": 400, "rank": 4, "learning_rate": 0.02}
+    page.evaluate(SMALL, [CHECKPOINT, PICTURES, SIDE, train])
+    prompt = queue(page)
+    try:
+        page.locator(".tl-state").wait_for(timeout=120_000)
+        wait_step(page, 3)
+        before = picture_of(page)
+        assert len(np.unique(before.reshape(-1, 3), axis=0)) > 20, "an empty chart"
+        wait_step(page, step_of(page) + 3)
+        assert (picture_of(page) != before).any(), "the chart stands still"
+        text = wait_text(page, "validation")
+        assert "of 400" in text and "s/step" in text and "left" in text and "Previews" in text
+
+        graph = serialised(page)
+        reached = step_of(page)
+        page.reload()
+        ready(page)
+        open_workflow(page, graph)
+        wait_text(page, "Training", 30)
+        assert at_step(page, "Home").startswith("Step 1: loss"), "the curve before the reload is gone"
+        assert int(at_step(page, "End").split()[1].rstrip(":")) >= reached
+        page.get_by_role("tab", name="Spectrum").click()
+        assert "effective rank" in page.locator(".tl-canvas:visible").get_attribute("aria-label")
+        page.get_by_role("tab", name="Previews").click()
+        shown = page.locator(".tl-thumb img").first
+        page.wait_for_function("image => image.naturalWidth > 0", arg=shown.element_handle(), timeout=10_000)
+
+        page.get_by_role("button", name="Save now").click()
+        wait_text(page, "saved as", 30)
+        page.get_by_role("button", name="Stop and keep").click()
+        text = wait_text(page, "Stopped at step")
+    finally:
+        server.client.interrupt() if "Stopped" not in text_of(page) else None
+    assert "and kept" in text and f"trilora/{train['name']}" in text
+    assert (images_of(server, prompt, "10") != images_of(server, prompt, "13")).any(), "it went on without the adapter"
+    assert len(page.evaluate(WIDGETS)) == len(saved)
+    assert not ours(page), ours(page)
+
+
+def test_a_run_that_is_read_from_the_disk_shows_its_curve(page: Any, server: Server) -> None:
+    choose_mode(page, False)
+    open_workflow(page, shipped())
+    train = {"name": "panel_cached", "steps": 3, "rank": 4, "learning_rate": 0.002}
+    page.evaluate(SMALL, [CHECKPOINT, PICTURES, SIDE, train])
+    assert server.client.wait(queue(page)).status == "success"
+    wait_text(page, "Finished: 3 steps")
+    first = at_step(page, "Home")
+    server.client.free()
+    page.evaluate(f"{NODE}.widgets.find(widget => widget.name === 'seed').value = 0")
+    assert server.client.wait(queue(page)).status == "success"
+    wait_text(page, "Not trained again")
+    assert at_step(page, "Home") == first
+    assert "trilora/panel_cached.safetensors" in text_of(page)
+    assert page.locator(".tl-buttons").is_hidden()
+    assert not ours(page), ours(page)
+
+
+def test_a_run_that_breaks_off_keeps_its_curve_and_says_why(page: Any) -> None:
+    lone_node(page)
+    told(page, {"step": 5, "points": [*curve(1, 4), [5, None, 1e-4]]})
+    wait_text(page, "step 5 of 100")
+    why = "The loss was NaN three times in a row: lower learning_rate"
+    told(page, {"step": 6, "points": [[6, None, 1e-4]], "state": "ended", "ended": "diverged", "problem": why})
+    assert why in wait_text(page, "Broke off at step 6 of 100")
+    assert page.locator(".tl-end").get_attribute("aria-live") == "polite"
+    assert at_step(page, "Home").startswith("Step 1: loss") and "left out" in at_step(page, "End")
+
+
+def test_buttons_act_only_while_they_can_and_show_a_refusal(page: Any) -> None:
+    lone_node(page)
+    named = {name: page.get_by_role("button", name=name) for name in ("Stop and keep", "Save now", "Preview now")}
+    told(page, {"state": "preparing", "text": "encoding captions"})
+    wait_text(page, "encoding captions")
+    assert all(button.is_disabled() for button in named.values())
+    told(page, {"step": 2, "points": curve(1, 2)})
+    wait_text(page, "step 2 of 100")
+    assert named["Stop and keep"].is_enabled() and named["Save now"].is_enabled()
+    assert named["Preview now"].is_disabled() and "preview_prompts" in named["Preview now"].get_attribute("title")
+    named["Save now"].click()  # the server knows no such run, and says so
+    wait_text(page, "no run 'r1' goes on")
+    page.complaints.clear()  # the browser notes every answer of 404
+
+
+def test_nodes_show_their_own_runs_in_subgraphs_and_tabs(page: Any) -> None:
+    choose_mode(page, False)
+    lone_node(page)
+    mine, other = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+    page.evaluate("id => { window.app.graph.id = id; }", mine)
+    told(page, {"run": "of another tab", "workflow": other, "step": 7, "points": curve(1, 7)})
+    told(page, {"run": "of another node", "node": "2", "workflow": mine, "step": 8, "points": curve(1, 8)})
+    page.wait_for_timeout(200)
+    assert "No run yet" in text_of(page)
+    told(page, {"run": "mine", "workflow": mine, "step": 9, "points": curve(1, 9)})
+    wait_text(page, "step 9 of 100")
+    found = page.evaluate(INTO_SUBGRAPH)
+    told(page, {"run": "inner", "node": found, "workflow": mine, "step": 10, "points": curve(1, 10)})
+    end = time.monotonic() + 10
+    read = (
+        "() => [...window.app.canvas.graph._nodes].find(n => n.type === 'TrainTriLoRA')"
+        ".widgets.find(w => w.name === 'training').element.textContent"
+    )
+    while "step 10 of 100" not in page.evaluate(read):
+        assert time.monotonic() < end, page.evaluate(read)
+        time.sleep(0.1)
+    page.evaluate("window.app.canvas.setGraph(window.app.graph)")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_twenty_thousand_steps_stay_smooth_and_previews_compare(page: Any, mode: str) -> None:
+    choose_mode(page, MODES[mode])
+    lone_node(page, width=220)
+    page.route("**/trilora/runs/long/previews/*", lambda route: route.fulfill(body=_png(), content_type="image/png"))
+    looks = [
+        {"step": step, "effective_rank": 3.0, "norm": 0.1, "values": [1.0, 0.5, 0.2]} for step in range(0, 20_000, 50)
+    ]
+    for first in range(1, 20_001, 250):
+        news = {
+            "points": curve(first, first + 249),
+            "spectra": [look for look in looks if first <= look["step"] < first + 250],
+        }
+        previews = [{"step": first, "pictures": [first]}] if first % 2500 == 1 else []
+        told(page, {"run": "long", "step": first + 249, "steps": 20_000, **news, "previews": previews})
+    wait_text(page, "step 20,000 of 20,000")
+    assert at_step(page, "Home").startswith("Step 1:") and at_step(page, "End").startswith("Step 20000:")
+    assert page.evaluate(FRAME) < 40, "milliseconds of a frame"
+    box = page.locator(".tl-canvas").first.bounding_box()
+    assert box["width"] > 150 and box["height"] >= 60, "unreadable at a node of 220 pixels"
+    page.get_by_role("tab", name="Previews").click()
+    thumbs = page.locator(".tl-thumb")
+    thumbs.nth(0).click(modifiers=["Shift"])
+    thumbs.nth(2).click(modifiers=["Shift"])
+    assert page.locator(".tl-sides figcaption").all_inner_texts() == ["A: step 1", "B: step 5,001"]
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".tl-sides figcaption").nth(1).inner_text() == "B: step 7,501"
+    page.keyboard.press("Escape")
+    assert page.locator(".tl-overlay").count() == 0
+    thumbs.nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".tl-sides img").count() == 1
+    page.keyboard.press("Escape")
+    assert not ours(page), ours(page)
+
+
+# The median time of drawing one frame of the newest panel, in milliseconds, as its handler of frames does it.
+FRAME = """async () => {
+  const wait = window.requestAnimationFrame.bind(window);
+  const times = [];
+  window.requestAnimationFrame = work => wait(at => {
+    const began = performance.now(); work(at); times.push(performance.now() - began);
+  });
+  const canvas = document.querySelector('.tl-canvas');
+  for (let round = 0; round < 9; round += 1) {
+    canvas.dispatchEvent(new PointerEvent('pointermove', {bubbles: true}));
+    canvas.closest('.tl-panel').dispatchEvent(new PointerEvent('pointerenter'));
+    await new Promise(done => wait(() => wait(done)));
+  }
+  window.requestAnimationFrame = wait;
+  return times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
+}"""
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 80, 40)).save(file, "PNG")
+    return file.getvalue()

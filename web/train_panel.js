@@ -64,7 +64,7 @@ async function restore(node, panel) {
     .catch(() => null)
     .finally(() => (asking = null));
   const listed = (await asking) ?? [];
-  if (!panels.has(node) || panel.run()) return;
+  if (!panels.has(node)) return;
   const root = rootOf(node);
   const newest = listed.filter((run) => isOf(run, node, root)).pop();
   if (newest) {
@@ -73,8 +73,13 @@ async function restore(node, panel) {
     else await runs.load(newest.run);
     if (panel.run()) return;
   }
-  const kept = app.nodeOutputs?.[outputKey(node, root)]?.trilora?.[0];
-  if (kept) adopt(node, kept);
+  takeKept(node, panel);
+}
+
+/** What the front end kept of a node's last output: of a server that was restarted since, that is all there is. */
+function takeKept(node, panel) {
+  const kept = app.nodeOutputs?.[outputKey(node, rootOf(node))]?.trilora?.[0];
+  if (kept && !panel.run()) adopt(node, kept);
 }
 
 /** What a finished node put out: also that of a run which sent no events, since it was read from the disk. */
@@ -129,6 +134,9 @@ app.registerExtension({
       zoomed = setTimeout(() => panels.forEach((panel) => panel.checkZoom()), 150);
     };
     window.addEventListener("wheel", afterZoom, { passive: true, capture: true });
+  },
+  onNodeOutputsUpdated() {
+    panels.forEach((panel, node) => takeKept(node, panel));
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addPanel(node);

@@ -238,6 +238,9 @@ def test_a_run_that_breaks_off_keeps_its_curve_and_says_why(page: Any) -> None:
     assert why in wait_text(page, "Broke off at step 6 of 100")
     assert page.locator(".tl-end").get_attribute("aria-live") == "polite"
     assert at_step(page, "Home").startswith("Step 1: loss") and "left out" in at_step(page, "End")
+    for theme in ("light", "dark"):
+        page.evaluate("theme => window.app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
+        page.locator(f".tl-panel[data-theme={theme}]").wait_for(timeout=10_000)
 
 
 def test_buttons_act_only_while_they_can_and_show_a_refusal(page: Any) -> None:

@@ -7,7 +7,7 @@ const FONT = "10px Inter, Arial, sans-serif";
 const LINE = 14; // pixels for a line of labels
 
 /**
- * Draw `frame` on `canvas`, sharp at the page's zoom and density; gives the plot's {left, right, top, bottom} in pixels.
+ * Draw `frame` on `canvas`, sharp at any zoom and density; gives the plot's {left, right, top, bottom} in pixels.
  *
  * frame: x [low, high]; left {range, name} and right (the same, with colour) or null; curves [{points [[x, y]], axis,
  * range, colour, width, alpha, dash, mark}], where `range` stands in for an axis; drops [x]; cursor x or null.

@@ -22,7 +22,8 @@ const ACTIONS = [
     name: "Preview now",
     title: "Draw the preview prompts with the adapter as it is now, and go on training.",
     done: "Drawing after this step.",
-    unless: (run) => (run.can_preview ? "" : "This run draws no previews: write preview_prompts in TriLoRA Monitor Options."),
+    unless: (run) =>
+      run.can_preview ? "" : "This run draws no previews: write preview_prompts in TriLoRA Monitor Options.",
   },
 ];
 

@@ -44,7 +44,8 @@ export function createLossView(run, again) {
 function frame(run, cursor, on) {
   const { points } = run;
   const curve = smoothed(points, reachOf(points));
-  const column = (index) => run.measures.filter((entry) => isNumber(entry[index])).map((entry) => [entry[0], entry[index]]);
+  const column = (index) =>
+    run.measures.filter((entry) => isNumber(entry[index])).map((entry) => [entry[0], entry[index]]);
   const [validation, drift] = [column(1), column(2)];
   const losses = points.map((point) => point[1]);
   const low = joined(
@@ -56,7 +57,10 @@ function frame(run, cursor, on) {
   return {
     x: [first, Math.max(points.at(-1)[0], run.measures.at(-1)?.[0] ?? 0, first + 1)],
     left: { range: roomy(low ?? [0, 1]), name: "loss" },
-    right: drift.length && on.drift ? { range: roomy([0, spread(drift.map((e) => e[1]))[1]]), name: "drift", colour: "drift" } : null,
+    right:
+      drift.length && on.drift
+        ? { range: roomy([0, spread(drift.map((e) => e[1]))[1]]), name: "drift", colour: "drift" }
+        : null,
     curves: curvesOf(points, curve, validation, drift, on),
     drops: points.filter((point) => point[1] === null).map((point) => point[0]),
     dots: dotsOf(curve, cursor),
@@ -79,7 +83,8 @@ function curvesOf(points, curve, validation, drift, on) {
   if (on.validation && validation.length) {
     curves.push({ points: validation, axis: "left", colour: "validation", dash: [5, 3], mark: "circle" });
   }
-  if (on.drift && drift.length) curves.push({ points: drift, axis: "right", colour: "drift", dash: [2, 2], mark: "diamond" });
+  if (on.drift && drift.length)
+    curves.push({ points: drift, axis: "right", colour: "drift", dash: [2, 2], mark: "diamond" });
   return curves;
 }
 

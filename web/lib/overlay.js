@@ -3,47 +3,33 @@
 import { element, fill, formatCount } from "./dom.js";
 
 /**
- * Show the preview `a` and, unless null, `b` beside it (entries of `previews`, {step, pictures}); `index` says which
- * of a step's pictures. Left and right arrows move the last one shown from step to step, up and down from picture to
- * picture, Escape closes and gives the focus back to `back`.
+ * Show one of `previews` ({step, pictures}) and, unless null, another beside it: `a` and `b` are the numbers of their
+ * first pictures, `index` says which of a step's pictures. Left and right arrows move the last one shown from step to
+ * step, up and down from picture to picture; Escape closes and gives the focus back to `back`.
  */
 export function openOverlay({ previews, a, b, index, addressOf, back }) {
-  const at = { a: previews.indexOf(a), b: b ? previews.indexOf(b) : -1, index };
+  const placeOf = (number) => previews.findIndex((entry) => entry.pictures[0] === number);
+  const at = { a: placeOf(a), b: b === null ? -1 : placeOf(b), index };
   const sides = element("div", { class: "tl-sides" });
-  const chooseA = stepChoice(previews, "Step", (value) => move("a", value));
-  const chooseB = stepChoice(previews, "Compare with", (value) => move("b", value), "– nothing –");
-  const close = element("button", { type: "button", class: "tl-button", text: "Close", title: "Close (Escape)", on: { click: shut } });
+  const chooseA = stepChoice(previews, "Step", (value) => move({ a: value }));
+  const chooseB = stepChoice(previews, "Compare with", (value) => move({ b: value }), "– nothing –");
+  const close = element("button", { type: "button", class: "tl-button", text: "Close", title: "Close (Escape)" });
   const bar = element("div", { class: "tl-bar" }, chooseA.root, chooseB.root, close);
-  const root = element("div", { class: "tl-overlay tl-colours", role: "dialog", "aria-modal": "true", "aria-label": "Previews" }, bar, sides);
+  const said = { role: "dialog", "aria-modal": "true", "aria-label": "Previews" };
+  const root = element("div", { class: "tl-overlay tl-colours", ...said }, bar, sides);
 
-  function move(which, value) {
-    at[which] = value;
-    show();
-  }
-
-  function show() {
+  function move(change) {
+    Object.assign(at, change);
     chooseA.select(at.a);
     chooseB.select(at.b);
-    fill(sides, side(previews[at.a], "A"), at.b >= 0 ? side(previews[at.b], "B") : null);
-  }
-
-  function side(entry, letter) {
-    const number = entry.pictures[Math.min(at.index, entry.pictures.length - 1)];
-    const name = `${at.b >= 0 ? `${letter}: ` : ""}step ${formatCount(entry.step)}`;
-    const which = entry.pictures.length > 1 ? `, picture ${Math.min(at.index, entry.pictures.length - 1) + 1} of ${entry.pictures.length}` : "";
-    const image = element("img", { src: addressOf(number), alt: `Preview at ${name}${which}` });
-    return element("figure", {}, image, element("figcaption", { text: name + which }));
+    const two = at.b >= 0;
+    const picture = (place, letter) => side(previews[place], at.index, two ? `${letter}: ` : "", addressOf);
+    fill(sides, picture(at.a, "A"), two ? picture(at.b, "B") : null);
   }
 
   function step(by) {
     const which = at.b >= 0 ? "b" : "a";
-    move(which, Math.min(previews.length - 1, Math.max(0, at[which] + by)));
-  }
-
-  function picture(by) {
-    const most = previews[at.a].pictures.length - 1;
-    at.index = Math.min(most, Math.max(0, at.index + by));
-    show();
+    move({ [which]: bounded(at[which] + by, previews.length) });
   }
 
   function shut() {
@@ -52,38 +38,53 @@ export function openOverlay({ previews, a, b, index, addressOf, back }) {
     if (back?.isConnected) back.focus();
   }
 
+  const keys = {
+    Escape: shut,
+    ArrowLeft: () => step(-1),
+    ArrowRight: () => step(1),
+    ArrowUp: () => move({ index: bounded(at.index - 1, previews[at.a].pictures.length) }),
+    ArrowDown: () => move({ index: bounded(at.index + 1, previews[at.a].pictures.length) }),
+  };
+
   function onKey(event) {
-    if (!root.isConnected) return;
-    const chooses = document.activeElement?.tagName === "SELECT";
-    if (event.key === "Escape") shut();
-    else if (event.key === "Tab") keepFocus(event, root);
-    else if (chooses || event.ctrlKey || event.metaKey) return event.stopPropagation();
-    else if (event.key === "ArrowLeft") step(-1);
-    else if (event.key === "ArrowRight") step(1);
-    else if (event.key === "ArrowUp") picture(-1);
-    else if (event.key === "ArrowDown") picture(1);
-    else return event.stopPropagation(); // the graph below must not hear it
+    event.stopPropagation(); // the graph below must not hear it
+    if (event.key === "Tab") keepFocus(event, root);
+    else if (event.key === "Escape" || (event.key in keys && document.activeElement?.tagName !== "SELECT"))
+      keys[event.key]();
+    else return;
     event.preventDefault();
-    event.stopPropagation();
   }
 
-  root.addEventListener("click", (event) => {
-    if (event.target === root || event.target === sides) shut();
-  });
+  close.addEventListener("click", shut);
+  root.addEventListener("click", (event) => (event.target === root || event.target === sides) && shut());
   window.addEventListener("keydown", onKey, true);
   document.body.append(root);
-  show();
+  move({});
   close.focus();
-  return shut;
+}
+
+const bounded = (value, count) => Math.min(count - 1, Math.max(0, value));
+
+/** One picture of a step, with its caption. */
+function side(entry, index, letter, addressOf) {
+  const place = bounded(index, entry.pictures.length);
+  const which = entry.pictures.length > 1 ? `, picture ${place + 1} of ${entry.pictures.length}` : "";
+  const name = `${letter}step ${formatCount(entry.step)}${which}`;
+  const image = element("img", { src: addressOf(entry.pictures[place]), alt: `Preview at ${name}` });
+  return element("figure", {}, image, element("figcaption", { text: name }));
 }
 
 /** A labelled choice of a step; -1 is `none`, where that may be chosen. */
 function stepChoice(previews, name, chosen, none = null) {
-  const options = previews.map((entry, index) => element("option", { value: index, text: `step ${formatCount(entry.step)}` }));
+  const named = (entry, index) => element("option", { value: index, text: `step ${formatCount(entry.step)}` });
+  const options = previews.map(named);
   if (none) options.unshift(element("option", { value: -1, text: none }));
-  const select = element("select", { on: { change: () => chosen(Number(select.value)) } }, ...options);
-  const root = element("label", {}, element("span", { text: name }), select);
-  return { root, select: (value) => (select.value = String(value)) };
+  const select = element("select", {}, ...options);
+  select.addEventListener("change", () => chosen(Number(select.value)));
+  return {
+    root: element("label", {}, element("span", { text: name }), select),
+    select: (value) => (select.value = String(value)),
+  };
 }
 
 /** Tab goes round within the overlay. */

@@ -2,14 +2,15 @@
 
 import { createControls } from "./controls.js";
 import { densityOf } from "./chart.js";
-import { addStyle, element, setText } from "./dom.js";
+import { addStyle, element } from "./dom.js";
+import { createHead } from "./head.js";
 import { createLossView } from "./loss_view.js";
 import { PANEL_CSS } from "./panel_css.js";
 import { createPreviewsView } from "./previews_view.js";
 import { createSpectrumView } from "./spectrum_view.js";
+import { isSeen, watchSize } from "./sight.js";
 import { createTabs } from "./tabs.js";
 import { watchTheme } from "./theme.js";
-import { endKind, endText, figuresText, stateText } from "./words.js";
 
 export const IDLE_HEIGHT = 40;
 export const LIVE_HEIGHT = 310;
@@ -86,56 +87,5 @@ export function createPanel({ post, addressOf, resized }) {
       cancelAnimationFrame(waiting);
       stops.forEach((stop) => stop());
     },
-  };
-}
-
-/** The lines above the tabs: state, progress, time and memory; the end is said aloud, once. */
-function createHead() {
-  const state = element("div", { class: "tl-state" });
-  const end = element("div", { class: "tl-end", role: "status", "aria-live": "polite" });
-  const bar = element("div", { class: "tl-progress", role: "progressbar", "aria-label": "Steps", "aria-valuemin": 0 }, element("i"));
-  const figures = element("div", { class: "tl-figures" });
-  const note = element("div", { class: "tl-note" });
-  function draw(run) {
-    const ended = run.state === "ended";
-    state.hidden = ended;
-    setText(state, ended ? "" : stateText(run));
-    setText(end, ended ? endText(run) : "");
-    end.title = end.textContent;
-    end.dataset.kind = ended ? endKind(run) : "";
-    bar.hidden = ended;
-    bar.setAttribute("aria-valuemax", run.steps);
-    bar.setAttribute("aria-valuenow", run.step);
-    bar.firstChild.style.width = `${run.steps ? (100 * run.step) / run.steps : 0}%`;
-    setText(figures, figuresText(run));
-    figures.hidden = ended && run.problem !== "";
-    setText(note, run.state === "preparing" ? "" : ended ? moreOf(run) : run.text);
-    note.title = note.textContent;
-    note.hidden = note.textContent === "";
-  }
-  return { root: element("div", { class: "tl-head" }, state, end, bar, figures, note), draw };
-}
-
-/** What the run said at its end besides how it ended: its first line says that too. */
-function moreOf(run) {
-  return (run.text ?? "").split("\n").slice(1).join(" ").trim();
-}
-
-/** Whether any of an element is on the screen: nothing is drawn for nobody. */
-function isSeen(root) {
-  if (!root.isConnected || document.visibilityState === "hidden" || !root.clientWidth) return false;
-  const box = root.getBoundingClientRect();
-  return box.bottom > 0 && box.right > 0 && box.top < window.innerHeight && box.left < window.innerWidth;
-}
-
-/** Call `again` when the panel's size changes or when it comes into sight. */
-function watchSize(root, again) {
-  const size = new ResizeObserver(again);
-  const sight = new IntersectionObserver(again);
-  size.observe(root);
-  sight.observe(root);
-  return () => {
-    size.disconnect();
-    sight.disconnect();
   };
 }

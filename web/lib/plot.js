@@ -29,7 +29,12 @@ export function createPlot(legend, frameOf, empty, again) {
     cursor = at;
     again();
   };
-  listen(canvas, () => last, () => cursor, put);
+  listen(
+    canvas,
+    () => last,
+    () => cursor,
+    put,
+  );
 
   function draw() {
     const frame = frameOf(cursor, on);

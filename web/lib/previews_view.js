@@ -1,18 +1,15 @@
 /** The tab "Previews": a strip of pictures by step; one enlarges, two compare. */
 
-import { element, fill, formatCount, plural } from "./dom.js";
+import { element, fill, formatCount } from "./dom.js";
 import { openOverlay } from "./overlay.js";
 
-/**
- * The strip of `run()`. `addressOf(run, number)` is a picture's address. Gives {root, draw(), count()}.
- */
+/** The strip of `run()`. `addressOf(run, number)` is a picture's address. Gives {root, draw(), count()}. */
 export function createPreviewsView(run, addressOf) {
   const strip = element("div", { class: "tl-strip", role: "group", "aria-label": "Previews by step" });
   const hint = element("div", { class: "tl-hint", text: "Click to enlarge. Shift-click two to compare them." });
   const empty = element("div", { class: "tl-empty" });
-  const root = element("div", { class: "tl-previews" }, strip, hint, empty);
+  const choose = createChoice(run, addressOf);
   let shown = { run: null, count: 0 };
-  let first = null; // {step, number}: the one of two that was chosen already
 
   function draw() {
     const now = run();
@@ -24,27 +21,46 @@ export function createPreviewsView(run, addressOf) {
       : "No previews: set preview_every and preview_prompts in TriLoRA Monitor Options.";
     const count = countOf(previews);
     if (shown.run === now?.run && shown.count === count) return;
-    const added = shown.run === now?.run ? previews.filter((entry) => !strip.querySelector(`[data-key="${keyOf(entry)}"]`)) : null;
     const atEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 8;
-    if (added && strip.childElementCount + added.length === previews.length) strip.append(...added.map((entry) => column(now, entry)));
-    else fill(strip, ...previews.map((entry) => column(now, entry)));
+    const known = new Map([...strip.children].map((figure) => [figure.dataset.key, figure]));
+    // what is there stays, so that a picture is not loaded twice and the focus is not lost
+    const kept = (entry) => (shown.run === now?.run ? known.get(keyOf(entry)) : undefined);
+    fill(strip, ...previews.map((entry) => kept(entry) ?? column(now, entry, addressOf, choose)));
     shown = { run: now?.run ?? null, count };
     if (atEnd) strip.scrollLeft = strip.scrollWidth;
   }
 
-  function column(now, entry) {
-    const pictures = entry.pictures.map((number, index) => {
-      const what = `step ${formatCount(entry.step)}${entry.pictures.length > 1 ? `, picture ${index + 1} of ${entry.pictures.length}` : ""}`;
-      const image = element("img", { src: addressOf(now, number), alt: `Preview at ${what}`, loading: "lazy", draggable: "false" });
-      image.addEventListener("error", () => image.replaceWith(element("span", { class: "tl-gone", text: "no longer there" })));
-      const thumb = element("button", { type: "button", class: "tl-thumb", title: `Enlarge ${what}. Shift: compare with another.` }, image);
-      thumb.addEventListener("click", (event) => choose(now, { entry, index, thumb }, event.shiftKey));
-      return thumb;
-    });
-    return element("figure", { "data-key": keyOf(entry), style: `--count:${pictures.length}` }, ...pictures, element("figcaption", { text: formatCount(entry.step) }));
-  }
+  return {
+    root: element("div", { class: "tl-previews" }, strip, hint, empty),
+    draw,
+    count: () => countOf(run()?.previews ?? []),
+  };
+}
 
-  function choose(now, chosen, shift) {
+/** Everything of one step: its pictures, one below the other, and the step. */
+function column(run, entry, addressOf, choose) {
+  const thumbs = entry.pictures.map((number, index) => {
+    const of = entry.pictures.length > 1 ? `, picture ${index + 1} of ${entry.pictures.length}` : "";
+    const what = `step ${formatCount(entry.step)}${of}`;
+    const source = { src: addressOf(run, number), alt: `Preview at ${what}` };
+    const image = element("img", { ...source, loading: "lazy", draggable: "false" });
+    image.addEventListener("error", () =>
+      image.replaceWith(element("span", { class: "tl-gone", text: "no longer there" })),
+    );
+    const title = `Enlarge ${what}. With Shift: compare with another.`;
+    const thumb = element("button", { type: "button", class: "tl-thumb", title }, image);
+    thumb.addEventListener("click", (event) => choose({ entry, index, thumb }, event.shiftKey));
+    return thumb;
+  });
+  const caption = element("figcaption", { text: formatCount(entry.step) });
+  return element("figure", { "data-key": keyOf(entry), style: `--count:${entry.pictures.length}` }, ...thumbs, caption);
+}
+
+/** What a click on a thumbnail ({entry, index, thumb}) does: enlarge it, or with Shift wait for a second one. */
+function createChoice(run, addressOf) {
+  let first = null;
+  return (chosen, shift) => {
+    const now = run();
     const two = shift && first !== null && first.thumb !== chosen.thumb && first.thumb.isConnected;
     first?.thumb.removeAttribute("data-chosen");
     if (shift && !two) {
@@ -56,16 +72,14 @@ export function createPreviewsView(run, addressOf) {
     first = null;
     openOverlay({
       previews: now.previews.filter((entry) => entry.pictures.length),
-      a: a.entry,
-      b: b?.entry ?? null,
+      a: a.entry.pictures[0],
+      b: b && b.entry.pictures[0],
       index: a.index,
       addressOf: (number) => addressOf(now, number),
       back: chosen.thumb,
     });
-  }
-
-  return { root, draw, count: () => countOf(run()?.previews ?? []), label: () => plural(countOf(run()?.previews ?? []), "preview") };
+  };
 }
 
-const keyOf = (entry) => `${entry.step}-${entry.pictures[0]}`;
+const keyOf = (entry) => `${entry.step}-${entry.pictures.join("-")}`;
 const countOf = (previews) => previews.reduce((sum, entry) => sum + entry.pictures.length, 0);

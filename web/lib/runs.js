@@ -61,7 +61,10 @@ export function createRuns(fetchJson, changed) {
         (payload) => (payload ? adopt(payload) : lost(id)),
         () => null,
       );
-      loading.set(id, asked.finally(() => loading.delete(id)));
+      loading.set(
+        id,
+        asked.finally(() => loading.delete(id)),
+      );
     }
     return loading.get(id);
   }

@@ -37,7 +37,9 @@ function frame(spectra, cursor, on) {
   return {
     x: [spectra[0].step, Math.max(spectra.at(-1).step, spectra[0].step + 1)],
     left: { range: roomy([0, spread(spectra.flatMap((look) => look.values))?.[1] ?? 1]), name: "relative size" },
-    right: on.rank ? { range: roomy([0, spread(ranks.map((e) => e[1]))?.[1] ?? 1]), name: "eff. rank", colour: "validation" } : null,
+    right: on.rank
+      ? { range: roomy([0, spread(ranks.map((e) => e[1]))?.[1] ?? 1]), name: "eff. rank", colour: "validation" }
+      : null,
     curves: [...lines(spectra), ...(on.rank ? [rankCurve(ranks)] : [])],
     dots: [],
     entries: steps,
@@ -70,7 +72,10 @@ function topOf(look) {
 function labelOf(look) {
   return (
     `Singular values at step ${formatCount(look.step)}, largest first: ` +
-    `${look.values.slice(0, 8).map((value) => formatNumber(value, 2)).join(", ")}; ` +
+    `${look.values
+      .slice(0, 8)
+      .map((value) => formatNumber(value, 2))
+      .join(", ")}; ` +
     `effective rank ${formatNumber(look.effective_rank)}, norm ${formatNumber(look.norm)}`
   );
 }

@@ -10,12 +10,21 @@ export function createTabs(label, entries, chosen) {
   const parts = entries.map(({ key, name, view }) => {
     const id = `tl-${made}-${key}`;
     const count = element("span", { class: "tl-count" });
-    const tab = element("button", { type: "button", role: "tab", id: `${id}-tab`, "aria-controls": id }, element("span", { text: name }), count);
+    const tab = element(
+      "button",
+      { type: "button", role: "tab", id: `${id}-tab`, "aria-controls": id },
+      element("span", { text: name }),
+      count,
+    );
     const panel = element("div", { role: "tabpanel", id, "aria-labelledby": `${id}-tab`, class: "tl-page" }, view.root);
     tab.addEventListener("click", () => select(key));
     return { key, tab, panel, count };
   });
-  const list = element("div", { role: "tablist", "aria-label": label, class: "tl-tabs" }, ...parts.map(({ tab }) => tab));
+  const list = element(
+    "div",
+    { role: "tablist", "aria-label": label, class: "tl-tabs" },
+    ...parts.map(({ tab }) => tab),
+  );
   let active = entries[0].key;
 
   function select(key, focus = false) {

@@ -20,8 +20,8 @@ export function watchTheme(root, changed) {
 /** Whether the background of the front end's fields is dark. */
 export function isDark(root) {
   const pen = document.createElement("canvas").getContext("2d");
-  pen.fillStyle = "#222";
-  pen.fillStyle = themed(root.isConnected ? root : document.body, "--comfy-input-bg", "#222"); // any way to write a colour
+  pen.fillStyle = "#222"; // stays if the next is no colour; a canvas reads every way to write one
+  pen.fillStyle = themed(root.isConnected ? root : document.body, "--comfy-input-bg", "#222");
   pen.fillRect(0, 0, 1, 1);
   const [red, green, blue] = pen.getImageData(0, 0, 1, 1).data;
   return 0.299 * red + 0.587 * green + 0.114 * blue < 128;

@@ -14,7 +14,13 @@ from tests.host.server import Server
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 READY = "window.app && window.app.graph && window.LiteGraph"
-FIRST_TIME = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # what would lie over the graph
+# Nothing lies over the graph, and what another module has chosen is forgotten.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.ColorPalette": "dark",
+}
 # the page asks for its node definitions after it has drawn itself
 DEFINED = "'TrainTriLoRA' in window.LiteGraph.registered_node_types"
 
@@ -31,7 +37,7 @@ def page(server: Server) -> Iterator[Any]:
         tab.complaints = []
         tab.on("pageerror", lambda error: tab.complaints.append(f"{error}\n{error.stack or ''}"))
         tab.on("console", lambda said: tab.complaints.append(_told(said)) if said.type == "error" else None)
-        server.client.post("/settings", FIRST_TIME)
+        server.client.post("/settings", SETTINGS)
         tab.goto(server.client.url, timeout=120_000)
         ready(tab)
         yield tab

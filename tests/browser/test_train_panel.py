@@ -255,6 +255,9 @@ def test_buttons_act_only_while_they_can_and_show_a_refusal(page: Any) -> None:
     assert named["Preview now"].is_disabled() and "preview_prompts" in named["Preview now"].get_attribute("title")
     named["Save now"].click()  # the server knows no such run, and says so
     wait_text(page, "no run 'r1' goes on")
+    page.evaluate("window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+    wait_text(page, "The server was restarted")
+    assert at_step(page, "End").startswith("Step 2:")
     page.complaints.clear()  # the browser notes every answer of 404
 
 

@@ -58,12 +58,27 @@ function hideText(node) {
   node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
 }
 
+function drop(node) {
+  panels.get(node)?.dispose();
+  panels.delete(node);
+}
+
+/** The front end does not say when nodes inside a subgraph go with their workflow: let go of their panels here. */
+function sweep() {
+  for (const node of panels.keys()) {
+    const root = rootOf(node);
+    const inside = node.graph && node.graph !== root && root.subgraphs instanceof Map;
+    if (inside && root.subgraphs.get(node.graph.id) !== node.graph) drop(node);
+  }
+}
+
 /** The newest run of a node that the server still knows, else what the front end kept of its last output. */
 async function restore(node, panel) {
   asking ??= fetchJson("/trilora/runs")
     .catch(() => null)
     .finally(() => (asking = null));
   const listed = (await asking) ?? [];
+  sweep();
   if (!panels.has(node)) return;
   const root = rootOf(node);
   const newest = listed.filter((run) => isOf(run, node, root)).pop();
@@ -106,10 +121,7 @@ function addPanel(node) {
   widget.serialize = false; // not among widgets_values
   panels.set(node, panel);
   chain(node, "onExecuted", (output) => output?.trilora?.[0] && adopt(node, output.trilora[0]));
-  chain(node, "onRemoved", () => {
-    panels.delete(node);
-    panel.dispose();
-  });
+  chain(node, "onRemoved", () => drop(node));
   // a node learns its id and its graph after this call
   setTimeout(() => restore(node, panel), 0);
 }

@@ -326,7 +326,9 @@ FRAME = """async () => {
   const wait = window.requestAnimationFrame.bind(window);
   const times = [];
   window.requestAnimationFrame = work => wait(at => {
-    const began = performance.now(); work(at); times.push(performance.now() - began);
+    const [began, ours] = [performance.now(), work.toString().includes('isSeen')];
+    work(at);
+    if (ours) times.push(performance.now() - began);
   });
   const canvas = document.querySelector('.tl-canvas');
   for (let round = 0; round < 9; round += 1) {
@@ -335,7 +337,7 @@ FRAME = """async () => {
     await new Promise(done => wait(() => wait(done)));
   }
   window.requestAnimationFrame = wait;
-  return times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
+  return times.length < 5 ? Infinity : times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
 }"""
 
 

@@ -174,7 +174,7 @@ def test_a_run_shows_itself_survives_a_reload_and_stops_with_what_it_learned(
     assert page.evaluate(WIDGETS) == saved
     train = {"name": f"panel_{mode.replace('-', '')}", "steps": 400, "rank": 4, "learning_rate": 0.02}
     page.evaluate(SMALL, [CHECKPOINT, PICTURES, SIDE, train])
-    prompt = queue(page)
+    prompt, text = queue(page), ""
     try:
         page.locator(".tl-state").wait_for(timeout=120_000)
         wait_step(page, 3)
@@ -187,10 +187,10 @@ def test_a_run_shows_itself_survives_a_reload_and_stops_with_what_it_learned(
 
         graph = serialised(page)
         reached = step_of(page)
-        page.reload()
+        page.reload(timeout=120_000)
         ready(page)
         open_workflow(page, graph)
-        wait_text(page, "Training", 30)
+        wait_text(page, "Training", 60)
         assert at_step(page, "Home").startswith("Step 1: loss"), "the curve before the reload is gone"
         assert int(at_step(page, "End").split()[1].rstrip(":")) >= reached
         page.get_by_role("tab", name="Spectrum").click()
@@ -204,7 +204,8 @@ def test_a_run_shows_itself_survives_a_reload_and_stops_with_what_it_learned(
         page.get_by_role("button", name="Stop and keep").click()
         text = wait_text(page, "Stopped at step")
     finally:
-        server.client.interrupt() if "Stopped" not in text_of(page) else None
+        if "Stopped" not in text:
+            server.client.interrupt()
     assert "and kept" in text and f"trilora/{train['name']}" in text
     assert (images_of(server, prompt, "10") != images_of(server, prompt, "13")).any(), "it went on without the adapter"
     assert len(page.evaluate(WIDGETS)) == len(saved)

@@ -1,7 +1,7 @@
 /** What the nodes said of adapters in their last run, by node. No side effects on import. */
 
 import { list } from "./adapter_facts.js";
-import { executionIds } from "./graph_sources.js";
+import { allNodes, executionIds, widgetValue } from "./graph_sources.js";
 
 const KEY = "trilora_adapter"; // as in nodes/sockets.py
 const HISTORY = "/history?max_items=8";
@@ -30,8 +30,9 @@ export class Results {
   }
 
   /**
-   * Look for the last word of nodes in the host's history of this workflow: after a reload of the page, and where a
-   * run was answered from the cache, which tells nothing of nodes that it passed over. True if one was found.
+   * Look for the last word of nodes in the host's history of this workflow, that of a file in every other's: after a
+   * reload of the page, and where a run was answered from the cache, which tells nothing of the nodes that it passed
+   * over. True if one was found.
    */
   async restore(nodes, fetch) {
     const root = this.app.rootGraph ?? this.app.graph;
@@ -46,6 +47,11 @@ export class Results {
         const card = this.keep(node, outputs?.[id]);
         if (card) delete card.problem; // it may have been another model
       }
+    }
+    const told = runs.flatMap(({ outputs }) => Object.values(outputs ?? {}).flatMap((output) => list(output?.[KEY])));
+    for (const node of allNodes(root)) {
+      const file = node.comfyClass === "LoadTriLoRA" && !this.of(node) ? widgetValue(node, "lora_name") : null;
+      if (file) this.keep(node, { [KEY]: told.filter((card) => card?.file === file) });
     }
     return this.count > before;
   }

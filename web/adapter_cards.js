@@ -9,6 +9,7 @@ import { sameFile } from "./lib/fit.js";
 import { loadCard } from "./lib/load_card.js";
 import { mergeCard } from "./lib/merge_card.js";
 import { MetadataStore } from "./lib/metadata_store.js";
+import { passOn } from "./lib/pass_on.js";
 import { Results } from "./lib/results.js";
 
 const CARDS = { LoadTriLoRA: loadCard, ApplyTriLoRA: applyCard, MergeTriLoRA: mergeCard };
@@ -38,6 +39,7 @@ function addCard(node, make) {
   const card = make(node, host);
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => card.height + 2 * MARGIN };
   const widget = node.addDOMWidget("trilora_card", "trilora_card", card.root, options);
+  passOn(card.root, () => app.canvas);
   widget.serialize = false; // not in the workflow; the option keeps it out of the prompt
   shown.set(node, { card, key: null });
   for (const each of node.widgets) {
@@ -47,9 +49,21 @@ function addCard(node, make) {
     const run = results.keep(node, output);
     const known = run?.file ? files.get("loras", run.file) : null;
     if (known && !sameFile(run, known)) files.forget(); // it was written anew
+    if (card.tellsAll) hideText(node);
     lookAtAll();
   });
   node.onRemoved = after(node.onRemoved, () => shown.delete(node));
+}
+
+/** Hide the front end's own lines of progress text below a card that says the same. */
+function hideText(node) {
+  const text = node.widgets.find((widget) => widget.name === "$$node-text-preview");
+  if (!text || text.hidden) return;
+  const before = node.computeSize()[1];
+  text.hidden = true;
+  text.options = { ...text.options, hidden: true };
+  node.widgets.splice(node.widgets.indexOf(text), 1, text); // Nodes 2.0 looks again only where the list changes
+  node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
 }
 
 async function restore() {

@@ -293,6 +293,7 @@ def after_a_run(tab: Tab) -> None:
         tab.says(node, 'the adapter was trained on "photon", this model is')
     tab.says(5, "Interference by block: most")
     tab.says(5, "Energy kept by block: least")
+    playwright.expect(tab.page.get_by_text(f"layers at {tab.widget(4, 'strength')}")).to_be_hidden()  # told once
     chart = tab.card(5).get_by_role("img", name="Interference by block")
     assert chart.locator(".part.warm").count() == 4
     assert tab.card(5).locator(".trilora-names").text_content() == "INMIDOUT"

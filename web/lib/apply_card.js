@@ -39,7 +39,7 @@ export function applyCard(node, host) {
     const { strength, cut, facts, run, why } = now();
     return JSON.stringify([strength, cut, facts?.words, run && [run.hash, host.results.count], why]);
   };
-  return { root, height: HEIGHT, key, draw };
+  return { root, height: HEIGHT, tellsAll: true, key, draw };
 }
 
 /** {facts, run}: what is known of the adapter that comes in now, and the numbers of a run that are still of it. */

@@ -25,6 +25,7 @@ const host = { app, files, results };
 function look(node) {
   const entry = shown.get(node);
   if (!entry || !node.graph) return;
+  if (entry.card.tellsAll && results.of(node)) hideText(node);
   const key = entry.card.key();
   if (key === entry.key) return;
   entry.key = key;
@@ -49,7 +50,6 @@ function addCard(node, make) {
     const run = results.keep(node, output);
     const known = run?.file ? files.get("loras", run.file) : null;
     if (known && !sameFile(run, known)) files.forget(); // it was written anew
-    if (card.tellsAll) hideText(node);
     lookAtAll();
   });
   node.onRemoved = after(node.onRemoved, () => shown.delete(node));
@@ -62,7 +62,8 @@ function hideText(node) {
   const before = node.computeSize()[1];
   text.hidden = true;
   text.options = { ...text.options, hidden: true };
-  node.widgets.splice(node.widgets.indexOf(text), 1, text); // Nodes 2.0 looks again only where the list changes
+  node.widgets.splice(node.widgets.indexOf(text), 1); // Nodes 2.0 looks again only where the list changes
+  node.widgets.push(text);
   node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
 }
 

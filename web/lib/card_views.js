@@ -10,7 +10,8 @@ export const CARD_CSS = `
   --trilora-well: color-mix(in srgb, var(--input-text, #ddd) 6%, transparent);
   --trilora-faint: color-mix(in srgb, var(--input-text, #ddd) 28%, transparent);
   display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; padding: 6px 8px;
-  overflow: hidden; border-radius: 8px; border: 1px solid var(--border-color, #4e4e4e); background: var(--trilora-card); color: var(--input-text, #ddd);
+  overflow: hidden; border-radius: 8px; border: 1px solid var(--border-color, #4e4e4e);
+  background: var(--trilora-card); color: var(--input-text, #ddd);
   font: 11px/14px Inter, Arial, sans-serif; text-align: left; cursor: default;
 }
 .trilora-card .top { display: flex; gap: 8px; flex: 1 1 0; min-height: 0; overflow: hidden; }

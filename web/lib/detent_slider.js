@@ -24,7 +24,9 @@ export const SLIDER_CSS = `
   width: var(--thumb); height: var(--thumb); border-radius: 50%; box-sizing: border-box;
   background: var(--trilora-accent); border: 2px solid var(--trilora-card);
 }
-.trilora-slider input:focus-visible { outline: 2px solid var(--trilora-accent); outline-offset: 1px; border-radius: 4px; }
+.trilora-slider input:focus-visible {
+  outline: 2px solid var(--trilora-accent); outline-offset: 1px; border-radius: 4px;
+}
 .trilora-slider input:disabled { opacity: 0.4; cursor: default; }
 .trilora-slider .detent {
   position: absolute; top: 3px; width: 20px; margin-left: -10px; text-align: center; pointer-events: none;

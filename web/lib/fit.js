@@ -55,7 +55,8 @@ export function misfit(node, host) {
   const adapter = facts?.architecture ?? "";
   const base = adapter && model ? (host.files.get(model.folder, model.file)?.architecture ?? "") : "";
   if (!adapter || !base || adapter === base) return "";
-  return `This adapter is for ${architectureTitle(adapter)}, the model is ${architectureTitle(base)}: it cannot be used.`;
+  const [its, models] = [adapter, base].map(architectureTitle);
+  return `This adapter is for ${its}, the model is ${models}: it cannot be used.`;
 }
 
 const origins = new WeakMap(); // the card of a run -> the node and file that it was of

@@ -1,4 +1,4 @@
-/** Cards on the nodes that load, apply and merge adapters: what a file is, how much of it is kept, where two collide. */
+/** Cards on nodes that load, apply and merge adapters: what a file is, how much of it is kept, where two collide. */
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";

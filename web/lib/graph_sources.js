@@ -51,7 +51,7 @@ export function widgetValue(node, name) {
   return (node.widgets ?? []).find((widget) => widget.name === name)?.value ?? null;
 }
 
-/** The file that the model at the input `name` was loaded from, as the host's routes name it: {folder, file}, or null. */
+/** The file that the model at the input `name` was loaded from, as the host names it: {folder, file}, or null. */
 export function modelFile(node, name, root) {
   let found = sourceOf(node, name, root);
   for (let hop = 0; found && hop < HOPS; hop += 1) {

@@ -7,12 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trilora_core.block_text import PRESETS
+from ..trilora_core.card import adapter_card
 from ..trilora_core.fileformat import Adapter
 from ..trilora_core.shaping import Shape, shape
 from .host.base import other_base
 from .host.events import announce
 from .host.patching import apply
-from .sockets import CATEGORY, AdapterSocket
+from .sockets import CARD, CATEGORY, AdapterSocket
 
 __all__ = ["ApplyTriLoRA"]
 
@@ -83,8 +84,10 @@ class ApplyTriLoRA(io.ComfyNode):
         shaped = shape(trilora, Shape(keep_rank, keep_energy, tone, normalize, block_preset, blocks))
         patched = apply(shaped, model, strength, clip, strength_clip)
         problem = other_base(trilora, model)
-        announce(cls.hidden.unique_id, f"{len(shaped.layers)} layers at {strength:g}", [problem] if problem else [])
-        return io.NodeOutput(*patched)
+        text = f"{len(shaped.layers)} layers at {strength:g}"
+        announce(cls.hidden.unique_id, text, [problem] if problem else [])
+        card = {**adapter_card(trilora), "problem": problem}
+        return io.NodeOutput(*patched, ui={"text": (text,), CARD: (card,)})
 
 
 def shape_inputs() -> list[io.Input]:

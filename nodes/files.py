@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..trilora_core.card import adapter_card
 from ..trilora_core.cover import to_picture, with_cover, write_preview
 from ..trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from ..trilora_core.metadata import describe
-from .host.events import announce
 from .host.paths import check_lora, lora_file, lora_files, lora_fingerprint, numbered_file
-from .sockets import CATEGORY, AdapterSocket
+from .sockets import CARD, CATEGORY, AdapterSocket
 
 __all__ = ["LoadTriLoRA", "SaveTriLoRA"]
 
@@ -89,7 +89,6 @@ class LoadTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[AdapterSocket.Output(display_name="trilora", tooltip="To Apply, Merge or Save TriLoRA.")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -107,5 +106,5 @@ class LoadTriLoRA(io.ComfyNode):
         """Read the file, and say what it is for."""
         adapter = read_adapter(lora_file(lora_name))
         text = describe(adapter)
-        announce(cls.hidden.unique_id, text)
-        return io.NodeOutput(adapter, ui=ui.PreviewText(text))  # ui: a cached run sends no progress text
+        card = {**adapter_card(adapter), "file": lora_name}
+        return io.NodeOutput(adapter, ui={"text": (text,), CARD: (card,)})

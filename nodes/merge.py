@@ -5,11 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trilora_core.calibration import Calibration
+from ..trilora_core.card import adapter_card, merge_card
 from ..trilora_core.fileformat import Adapter
 from ..trilora_core.merge import METHODS, MergeOptions, merge
+from ..trilora_core.metadata import architecture_of
 from .host.compute import algebra_device
 from .host.events import announce, reporter
-from .sockets import CATEGORY, AdapterSocket, CalibrationSocket
+from .sockets import CARD, CATEGORY, AdapterSocket, CalibrationSocket
 
 __all__ = ["MergeTriLoRA"]
 
@@ -79,8 +81,10 @@ class MergeTriLoRA(io.ComfyNode):
             device=algebra_device(),
             progress=reporter(cls.hidden.unique_id, "layer"),
         )
-        announce(cls.hidden.unique_id, "\n".join(report.lines()), report.remarks())
-        return io.NodeOutput(merged)
+        text = "\n".join(report.lines())
+        announce(cls.hidden.unique_id, text, report.remarks())
+        card = {**adapter_card(merged), "merge": merge_card(report, architecture_of(merged))}
+        return io.NodeOutput(merged, ui={"text": (text,), CARD: (card,)})
 
 
 def _weight(name: str, which: str) -> io.Float.Input:

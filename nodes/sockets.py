@@ -12,6 +12,7 @@ from ..trilora_core.data import Dataset
 
 __all__ = [
     "CACHES",
+    "CARD",
     "CATEGORY",
     "AdapterSocket",
     "CalibrationSocket",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 CATEGORY = "TriLoRA"
+CARD = "trilora_adapter"  # in a node's ui output: what the front end draws on it, see trilora_core.card
 CACHES = ("disk", "memory")
 
 AdapterSocket = io.Custom("TRILORA")  # carries trilora_core.fileformat.Adapter

@@ -130,3 +130,35 @@ def test_a_cover_goes_into_the_file_and_where_the_host_looks(server: Server, mad
     name = file.relative_to(server.loras).as_posix()
     shown = server.client.picture(f"/experiment/models/preview/loras/0/{name}")
     assert shown.shape == (320, 640, 3) and abs(shown.astype(int) - (0x33, 0x66, 0xCC)).max() < 12
+
+
+def test_nodes_tell_the_front_end_what_they_met(server: Server, made: Adapter) -> None:
+    """In the `ui` output, which the host sends for nodes in the middle of a graph too, and keeps in its history."""
+    graph: Graph = {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "load": node("LoadTriLoRA", lora_name=LORA),
+        "apply": node("ApplyTriLoRA", model=["checkpoint", 0], trilora=["load", 0], strength=0.25, keep_rank=2),
+        "small": node("ResizeTriLoRA", trilora=["load", 0], rank=2, energy=1.0),
+        "merge": node(
+            "MergeTriLoRA",
+            **{"trilora_a": ["load", 0], "trilora_b": ["small", 0], "weight_a": 1.0, "weight_b": 0.5},
+            **{"method": "sum", "rank": 3},
+        ),
+        "model": node("PreviewAny", source=["apply", 0]),
+        "merged": node("PreviewAny", source=["merge", 0]),
+    }
+    with server.client.listen() as events:
+        outcome = server.client.run(graph)
+    sent = {data["node"]: data["output"] for data in events.of("executed")}
+    for name in ("load", "apply", "merge"):
+        assert sent[name]["trilora_adapter"] == outcome.outputs[name]["trilora_adapter"]
+    load, apply, merge = (sent[name]["trilora_adapter"][0] for name in ("load", "apply", "merge"))
+    assert (load["file"], load["words"], load["rank"]) == (LORA, ["stripes"], [RANK, RANK])
+    assert load["hash"] == made.metadata["sshs_model_hash"]
+    assert apply["problem"] == "" and apply["spectrum"] == load["spectrum"]
+    assert apply["spectrum"][0] == 1 and len(apply["spectrum"]) == RANK and apply["kept"][-1] == RANK
+    report = merge["merge"]
+    assert [block["name"] for block in report["blocks"]] == ["IN01", "MID", "OUT00", "OUT01"]
+    assert all(block["interference"] > 0.5 for block in report["blocks"])  # one adapter with a part of itself
+    assert 0.9 < report["energy_kept"] < 1 and merge["rank"] == [3, 3]
+    assert "sum: 32 layers are in more than one file" in workflow.text(outcome.outputs, "merge")

@@ -1,0 +1,103 @@
+/** Cards on nodes that load, apply and merge adapters: what a file is, how much of it is kept, where two collide. */
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { applyCard } from "./lib/apply_card.js";
+import { CARD_CSS } from "./lib/card_views.js";
+import { addStyle } from "./lib/dom.js";
+import { sameFile } from "./lib/fit.js";
+import { loadCard } from "./lib/load_card.js";
+import { mergeCard } from "./lib/merge_card.js";
+import { MetadataStore } from "./lib/metadata_store.js";
+import { passOn } from "./lib/pass_on.js";
+import { Results } from "./lib/results.js";
+
+const CARDS = { LoadTriLoRA: loadCard, ApplyTriLoRA: applyCard, MergeTriLoRA: mergeCard };
+const MARGIN = 10; // pixels that the classic canvas leaves on each side of an element
+const LOOK = 300; // milliseconds: values and links also change without any event, by undo or by another extension
+
+const shown = new Map(); // node -> {card, key}
+const files = new MetadataStore((path) => api.fetchApi(path));
+const results = new Results(app);
+const host = { app, files, results };
+
+/** Draw a card again if what it shows has changed. */
+function look(node) {
+  const entry = shown.get(node);
+  if (!entry || !node.graph) return;
+  if (entry.card.tellsAll && results.of(node)) hideText(node);
+  const key = entry.card.key();
+  if (key === entry.key) return;
+  entry.key = key;
+  entry.card.draw();
+}
+
+function lookAtAll() {
+  if (!document.hidden) for (const node of shown.keys()) look(node);
+}
+
+function addCard(node, make) {
+  const card = make(node, host);
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => card.height + 2 * MARGIN };
+  const widget = node.addDOMWidget("trilora_card", "trilora_card", card.root, options);
+  passOn(card.root, () => app.canvas);
+  widget.serialize = false; // not in the workflow; the option keeps it out of the prompt
+  shown.set(node, { card, key: null });
+  for (const each of node.widgets) {
+    if (each !== widget) each.callback = after(each.callback, () => look(node));
+  }
+  node.onExecuted = after(node.onExecuted, (output) => {
+    const run = results.keep(node, output);
+    const known = run?.file ? files.get("loras", run.file) : null;
+    if (known && !sameFile(run, known)) files.forget(); // it was written anew
+    lookAtAll();
+  });
+  node.onRemoved = after(node.onRemoved, () => shown.delete(node));
+}
+
+/** Hide the front end's own lines of progress text below a card that says the same. */
+function hideText(node) {
+  const text = node.widgets.find((widget) => widget.name === "$$node-text-preview");
+  if (!text || text.hidden) return;
+  const before = node.computeSize()[1];
+  text.hidden = true;
+  text.options = { ...text.options, hidden: true };
+  node.widgets.splice(node.widgets.indexOf(text), 1); // Nodes 2.0 looks again only where the list changes
+  node.widgets.push(text);
+  node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
+}
+
+async function restore() {
+  try {
+    if (shown.size && (await results.restore([...shown.keys()], (path) => api.fetchApi(path)))) lookAtAll();
+  } catch (error) {
+    console.warn("TriLoRA: the results of earlier runs could not be read:", error);
+  }
+}
+
+/** A function that calls `first`, where there is one, and then `second` with the same arguments. */
+function after(first, second) {
+  return function (...values) {
+    const result = first?.apply(this, values);
+    second(...values);
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "TriLoRA.AdapterCards",
+  setup() {
+    addStyle("trilora-cards", CARD_CSS);
+    files.onLoad = lookAtAll;
+    setInterval(lookAtAll, LOOK);
+    api.addEventListener("execution_success", restore);
+  },
+  nodeCreated(node) {
+    const make = CARDS[node.comfyClass];
+    if (make) addCard(node, make);
+  },
+  afterConfigureGraph: restore,
+  refreshComboInNodes() {
+    files.forget();
+  },
+});

@@ -44,6 +44,16 @@ def _widget_values(node: dict[str, Any], definition: dict[str, Any]) -> dict[str
     return {name: value for name, value in zip(slots, values, strict=True) if name is not None}
 
 
+def defaults(definition: dict[str, Any]) -> dict[str, Any]:
+    """The values of a node's widgets as it comes."""
+    specs = {**definition["input"]["required"], **definition["input"].get("optional", {})}
+    return {
+        name: (options[0] if options else {}).get("default", kind[0] if isinstance(kind, list) else None)
+        for name, (kind, *options) in specs.items()
+        if isinstance(kind, list) or kind in _WIDGETS
+    }
+
+
 def find(graph: Graph, class_type: str) -> str:
     """The id of the only node of a class; ValueError if there is none or more than one."""
     (node,) = [node for node, content in graph.items() if content["class_type"] == class_type]

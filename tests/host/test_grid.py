@@ -82,7 +82,7 @@ def by_hand(server: Server, adapter: Adapter) -> Drawing:
 
 
 def sheet(
-    rows: list[list[Image.Image]], rows_named: tuple[str, ...], columns: tuple[str, ...], note: str
+    rows: list[list[Image.Image]], labels: tuple[str, ...], columns: tuple[str, ...], note: str
 ) -> np.ndarray:
     return np.asarray(labelled_sheet(rows, row_labels=labels, column_labels=columns, note=note, cell=SIDE))
 

@@ -81,9 +81,7 @@ def by_hand(server: Server, adapter: Adapter) -> Drawing:
     return draw
 
 
-def sheet(
-    rows: list[list[Image.Image]], labels: tuple[str, ...], columns: tuple[str, ...], note: str
-) -> np.ndarray:
+def sheet(rows: list[list[Image.Image]], labels: tuple[str, ...], columns: tuple[str, ...], note: str) -> np.ndarray:
     return np.asarray(labelled_sheet(rows, row_labels=labels, column_labels=columns, note=note, cell=SIDE))
 
 

@@ -49,7 +49,8 @@ def test_workflow_opens_whole_and_queues_the_same_graph(page: Any, server: Serve
     wanted = load_workflow(name, server.client.object_info())
     assert _queued(page) == wanted
     too_small = page.evaluate(
-        """() => window.app.graph._nodes.filter(n => n.size[1] + 1 < n.computeSize()[1] || n.size[0] + 1 < n.computeSize()[0])
+        """() => window.app.graph._nodes
+            .filter(n => [0, 1].some(side => n.size[side] + 1 < n.computeSize()[side]))
             .map(n => `${n.type}: ${n.size} < ${n.computeSize()}`)"""
     )
     assert too_small == []

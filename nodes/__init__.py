@@ -10,6 +10,7 @@ from .dataset import TriLoRADataset, TriLoRADatasetFromImages, TriLoRADatasetFro
 from .dataset_options import TriLoRADatasetOptions
 from .extract import ExtractTriLoRA
 from .files import LoadTriLoRA, SaveTriLoRA
+from .grid import TriLoRAGrid
 from .hook import TriLoRAHook
 from .host import routes
 from .layer_options import TriLoRALayerOptions
@@ -46,6 +47,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ResizeTriLoRA,
     ExtractTriLoRA,
     TriLoRASpectrum,
+    TriLoRAGrid,
 )
 
 

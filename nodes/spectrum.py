@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..trilora_core.anatomy import anatomy, describe, overlap_lines
 from ..trilora_core.data.pictures import to_tensor
 from ..trilora_core.fileformat import Adapter
+from ..trilora_core.metadata import adapter_names
 from ..trilora_core.plots_spectrum import draw_adapters
 from .host.events import announce
 from .sockets import CATEGORY, AdapterSocket
@@ -46,21 +47,10 @@ class TriLoRASpectrum(io.ComfyNode):
     ) -> io.NodeOutput:
         """Measure and draw."""
         adapters = [adapter for adapter in (trilora, trilora_b, trilora_c) if adapter is not None]
-        names = _names(adapters)
+        names = adapter_names(adapters)
         found = [describe(anatomy(adapter, name)) for adapter, name in zip(adapters, names, strict=True)]
         text = "\n".join([*found, *overlap_lines(adapters, names)])
         image = to_tensor(draw_adapters(adapters, names).picture()).movedim(0, -1)[None]
         announce(cls.hidden.unique_id, text)
         shown = ui.PreviewImage(image).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(image, text, ui=shown)
-
-
-def _names(adapters: list[Adapter]) -> list[str]:
-    """What the adapters call themselves, else a letter; equal names get one too."""
-    told = [
-        adapter.metadata.get("modelspec.title") or adapter.metadata.get("ss_output_name", "") for adapter in adapters
-    ]
-    return [
-        name if name and told.count(name) == 1 else f"{name or 'adapter'} {letter}"
-        for name, letter in zip(told, "ABC", strict=False)
-    ]

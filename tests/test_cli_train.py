@@ -212,6 +212,23 @@ def test_apply_changes_the_picture_and_strength_0_does_not(base, trained, tmp_pa
     assert ImageChops.difference(off, full).getbbox() is not None
 
 
+def test_apply_draws_several_adapters_as_columns_with_the_base_once(base, trained, tmp_path, capsys):
+    """The last two of the three columns are the same file under two names: alike, and unlike the first, the base."""
+    other, path = tmp_path / "copy.safetensors", tmp_path / "grid.png"
+    other.write_bytes(trained.read_bytes())
+    argv = ["apply", "--model", str(base), "--adapter", str(trained), str(other), "--columns", "adapters"]
+    argv += ["--prompt", "a red square", "--strength", "0", "20", "--steps", "2", "--output", str(path)]
+    assert main(argv) == 0
+    with Image.open(path) as sheet:
+        left = [192 + column * 202 for column in range(3)]
+        cells = [sheet.crop((x, sheet.height - 202, x + 192, sheet.height - 10)) for x in left]
+        assert sheet.width == left[-1] + 192 + 20
+    assert ImageChops.difference(cells[1], cells[2]).getbbox() is None
+    assert ImageChops.difference(cells[0], cells[1]).getbbox() is not None
+    assert main([*argv, "--prompt", *["x"] * 40]) == 2
+    assert "120 pictures; at most 100" in capsys.readouterr().err
+
+
 def test_apply_shapes_the_adapter(base, trained, tmp_path, capsys):
     def draw(name: str, *extra: str) -> Image.Image:
         argv = ["apply", "--model", str(base), "--adapter", str(trained), "--prompt", "a red square", "--seed", "3"]

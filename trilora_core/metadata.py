@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RankSummary",
+    "adapter_names",
     "architecture_metadata",
     "architecture_of",
     "base_model",
@@ -228,6 +230,17 @@ def trigger_words(adapter: Adapter) -> tuple[str, ...]:
     """Words that call what was learned, each once; () when the file names none."""
     words = (word.strip() for word in adapter.metadata.get("modelspec.trigger_phrase", "").split(","))
     return tuple(dict.fromkeys(word for word in words if word))
+
+
+def adapter_names(adapters: Sequence[Adapter]) -> list[str]:
+    """What adapters call themselves, with a letter (A, B, …) where several do alike or one does not."""
+    told = [
+        adapter.metadata.get("modelspec.title") or adapter.metadata.get("ss_output_name", "") for adapter in adapters
+    ]
+    return [
+        name if name and told.count(name) == 1 else f"{name or 'adapter'} {chr(ord('A') + index)}"
+        for index, name in enumerate(told)
+    ]
 
 
 def rank_summary(adapter: Adapter) -> RankSummary:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from .atomic import write_atomic
 from .errors import InputError
+from .grid_sheet import labelled_sheet
 
 __all__ = [
     "ACCENT",
@@ -90,26 +91,15 @@ def picture_grid(
 
     Raises InputError when the labels do not match the pictures.
     """
-    if not rows or len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
-        shape = f"{len(rows)} rows of {sorted({len(row) for row in rows})} pictures"
-        raise InputError(f"{shape} for {len(row_labels)} row labels and {len(column_labels)} column labels")
-    size = max(cell, *(picture.width for row in rows for picture in row))
-    gap, font, bold = 10, _font(size // 11), _font(size // 10)
-    side = min(size, 3 * cell)
-    top = (bold.size * 2 if title else 0) + font.size * 2
-    sheet = Image.new("RGB", (side + len(column_labels) * (size + gap) + gap, top + len(rows) * (size + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    if title:
-        pen.text((gap, gap), title, fill=INK, font=bold)
-    for column, label in enumerate(column_labels):
-        centre = side + column * (size + gap) + size // 2
-        pen.text((centre, top - font.size * 0.4), label, fill=INK, font=font, anchor="ms")
-    for index, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
-        y = top + index * (size + gap)
-        text = _wrap(pen, label, font, side - 2 * gap)
-        pen.multiline_text((gap, y + size // 2), text, fill=INK, font=font, anchor="lm", spacing=4)
-        for column, picture in enumerate(row):
-            sheet.paste(_fit(picture, size), (side + column * (size + gap), y))
+    size = max(cell, *(max(picture.size) for row in rows for picture in row), 1)
+    sheet = labelled_sheet(
+        rows,
+        row_labels=row_labels,
+        column_labels=column_labels,
+        title=title,
+        cell=size,
+        label_width=min(size, 3 * cell),
+    )
     write_atomic(output, lambda path: sheet.save(path, format="PNG"))
 
 
@@ -131,34 +121,6 @@ _SHORTER = (
     (r" +\.", "."),
     (r" +", " "),
 )
-
-
-def _wrap(pen: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    """Break a label into lines of at most `width` pixels where its words allow it."""
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        lines.append("")
-        for word in paragraph.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and pen.textlength(longer, font=font) > width:
-                lines.append(word)
-            else:
-                lines[-1] = longer
-    return "\n".join(lines)
-
-
-def _fit(picture: Image.Image, size: int) -> Image.Image:
-    scale = size / max(picture.size)
-    wanted = (round(picture.width * scale), round(picture.height * scale))
-    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    canvas = Image.new("RGB", (size, size), "white")
-    fitted = picture.convert("RGB").resize(wanted, method)
-    canvas.paste(fitted, ((size - wanted[0]) // 2, (size - wanted[1]) // 2))
-    return canvas
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(max(12, size))
 
 
 def new_figure(width: float, height: float, columns: int = 1, widths: tuple[float, ...] | None = None) -> Any:

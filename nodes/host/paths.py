@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ __all__ = [
     "dataset_fingerprint",
     "dataset_folder",
     "dataset_folders",
+    "kept_files",
+    "kept_fingerprint",
     "lora_file",
     "lora_files",
     "lora_fingerprint",
@@ -39,6 +42,8 @@ REGISTERED = "trilora_datasets"  # the entry in the host's extra_model_paths fil
 SUFFIX = " [datasets]"
 NO_MASK_FOLDER = ("none", "alpha")  # the other choices of the masks widget
 PRIOR = "trilora_prior"  # below input/
+OUTPUT = "trilora"  # below loras
+KEPT = re.compile(r"(.+)_step_(\d+)\.safetensors")  # as `milestones.step_path` has it
 
 
 def dataset_folders() -> list[str]:
@@ -95,6 +100,28 @@ def lora_file(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("loras", name))
 
 
+def kept_files(name: str) -> dict[int, Path]:
+    """The adapters by step that Train TriLoRA kept of a run of this name, in order; those of Train's own folder first.
+
+    Only files that the host lists below loras are looked at, whatever `name` holds.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    for listed in folder_paths.get_filename_list("loras"):
+        folder, _, file = listed.replace("\\", "/").rpartition("/")
+        match = KEPT.fullmatch(file)
+        if match and match[1] == name:
+            found.setdefault(folder, {})[int(match[2])] = lora_file(listed)
+    of_train = found.get(OUTPUT) or next(iter(found.values()), {})
+    return dict(sorted(of_train.items()))
+
+
+def kept_fingerprint() -> str:
+    """Hash the facts of all files that `kept_files` may give, as `dataset_fingerprint`."""
+    names = folder_paths.get_filename_list("loras")
+    kept = sorted(name for name in names if KEPT.fullmatch(name.replace("\\", "/").rpartition("/")[2]))
+    return hashlib.sha256("".join(map(lora_fingerprint, kept)).encode()).hexdigest()
+
+
 def check_lora(name: str | None) -> bool | str:
     """Validate the file widget: True, or the reason why the name cannot be used (None: it comes over a link)."""
     return _valid(lora_file, name)
@@ -102,7 +129,7 @@ def check_lora(name: str | None) -> bool | str:
 
 def output_folder() -> Path:
     """The folder loras/trilora/ of the host, made if it is not there."""
-    folder = _loras_root() / "trilora"
+    folder = _loras_root() / OUTPUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

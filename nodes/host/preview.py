@@ -19,8 +19,9 @@ from torch import Tensor
 from ...trilora_core.errors import InputError
 from .events import check_interrupt
 
-__all__ = ["HostPreviewer"]
+__all__ = ["SAMPLERS", "SCHEDULERS", "HostPreviewer"]
 
+SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 LATENT_PIXELS = 8  # of one latent of an empty latent image, in each direction
 SMALLEST_SIDE = 16  # pixels, as in the host's own nodes
 SEEDS = (1 << 64) - 1  # torch takes 64 bits, and some of the host's samplers add one
@@ -54,8 +55,8 @@ class HostPreviewer:
             if given is None:
                 raise InputError(f"the {name} input is empty, and pictures cannot be drawn without it; connect one")
         _check_numbers(width, height, steps, cfg)
-        _check_known("sampler", sampler, comfy.samplers.KSampler.SAMPLERS)
-        _check_known("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        _check_known("sampler", sampler, SAMPLERS)
+        _check_known("scheduler", scheduler, SCHEDULERS)
         self.model = model
         self.clip = clip
         self.vae = vae

@@ -23,8 +23,25 @@ def test_workflow_opens_whole_and_queues_the_same_graph(page: Any, server: Serve
         "() => window.app.graph._nodes.map(n => n.type).filter(t => !(t in window.LiteGraph.registered_node_types))"
     )
     assert unknown == []
+    wanted = load_workflow(name, server.client.object_info())
+    assert _queued(page) == wanted
+    too_small = page.evaluate(
+        """() => window.app.graph._nodes
+            .filter(n => [0, 1].some(side => n.size[side] + 1 < n.computeSize()[side]))
+            .map(n => `${n.type}: ${n.size} < ${n.computeSize()}`)"""
+    )
+    assert too_small == []
+    again = page.evaluate(
+        "async () => { const saved = window.app.graph.serialize(); "
+        "await window.app.loadGraphData(JSON.parse(JSON.stringify(saved))); return saved; }"
+    )
+    assert len(again["nodes"]) == len(saved["nodes"]) and len(again["groups"]) == len(saved["groups"])
+    assert _queued(page) == wanted, "saved once more and opened, it queues something else"
+
+
+def _queued(page: Any) -> dict[str, Any]:
+    """What the front end would send to the server."""
     queued = page.evaluate("async () => (await window.app.graphToPrompt()).output")
-    found = {
+    return {
         node: {"class_type": content["class_type"], "inputs": content["inputs"]} for node, content in queued.items()
     }
-    assert found == load_workflow(name, server.client.object_info())

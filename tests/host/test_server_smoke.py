@@ -120,6 +120,24 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
     "ResizeTriLoRA": (["trilora", "rank", "energy"], []),
     "ExtractTriLoRA": (["model_tuned", "model_base", "rank"], ["energy", "layers", "clip_tuned", "clip_base"]),
     "TriLoRASpectrum": (["trilora"], ["trilora_b", "trilora_c"]),
+    "TriLoRAGrid": (
+        [
+            "model",
+            "clip",
+            "vae",
+            "trilora",
+            "prompts",
+            "strengths",
+            "seed",
+            "steps",
+            "cfg",
+            "sampler_name",
+            "scheduler",
+            "width",
+            "height",
+        ],
+        ["negative", "columns", "cell", "training_steps", "trilora_b", "trilora_c", "trilora_d"],
+    ),
 }
 OUTPUTS = {
     "TriLoRADataset": ["dataset"],
@@ -142,8 +160,9 @@ OUTPUTS = {
     "ResizeTriLoRA": ["trilora", "report"],
     "ExtractTriLoRA": ["trilora", "report"],
     "TriLoRASpectrum": ["image", "report"],
+    "TriLoRAGrid": ["image"],
 }
-OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport", "TriLoRASpectrum"}
+OUTPUT_NODES = {"TrainTriLoRA", "SaveTriLoRA", "TriLoRADatasetReport", "TriLoRASpectrum", "TriLoRAGrid"}
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +199,7 @@ def test_outputs(info: dict[str, Any], node: str) -> None:
         ("TriLoRAPriorPictures", "seed"),
         ("TriLoRAMonitorOptions", "preview_seed"),
         ("MergeTriLoRA", "seed"),
+        ("TriLoRAGrid", "seed"),
     ],
 )
 def test_seed_stays(info: dict[str, Any], node: str, name: str) -> None:

@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from . import workflow
 from .client import Graph, Outcome, Refused
+from .discovery import PACK
+from .models import sd15_checkpoint
 from .server import PACK_NAME, Server
 
 LORA = "trilora/my_style.safetensors"
+TUNED = "my_finetuned_model.safetensors"  # as the workflow that extracts names it
+OTHERS = ("continue_training", "strength_grid", "merge_style_subject", "extract_resize", "compare_lora_trilora")
 
 
 def picture(server: Server, graph: Graph, node: str = "save") -> np.ndarray:
@@ -50,6 +55,54 @@ def test_training_workflow_writes_a_lora_and_changes_the_picture(
         assert file.metadata()["ss_base_model_version"].startswith("sd_")
         assert len(list(file.keys())) == 3 * 32  # down, up, alpha of the 32 attention linears
     assert LORA in workflow.text(outcome.outputs, workflow.find(graph, "TrainTriLoRA"))
+
+
+@pytest.fixture(scope="module")
+def subject(server: Server, trained: tuple[Graph, Outcome]) -> tuple[Graph, Outcome]:
+    """The shipped workflow for subjects, which draws its prior pictures itself."""
+    graph = workflow.small(workflow.load_workflow("train_subject", server.client.object_info()))
+    return graph, server.client.run(graph)
+
+
+def test_subject_workflow_trains_beside_pictures_that_it_draws(server: Server, subject: tuple[Graph, Outcome]) -> None:
+    graph, outcome = subject
+    with safe_open(server.loras / "trilora/my_subject.safetensors", "np") as file:
+        assert file.metadata()["ss_num_reg_images"] == "2"
+    (of_subject,) = server.client.images(outcome, workflow.find(graph, "SaveImage"))
+    (of_class,) = server.client.images(outcome, workflow.find(graph, "PreviewImage"))
+    assert of_subject.std() > 1 and np.abs(of_subject.astype(int) - of_class).mean() > 0.1
+
+
+def test_every_shipped_workflow_is_run_here() -> None:
+    here = {"train_style", "train_subject", "load_apply_sample", *OTHERS}
+    assert here == {path.stem for path in (PACK / "workflows").glob("*.json")}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_shipped_workflow_runs(server: Server, subject: tuple[Graph, Outcome], name: str) -> None:
+    """Each draws a grid: its cells differ, and what is to be saved lies in its file."""
+    if name == "extract_resize":
+        tensors = load_file(sd15_checkpoint())
+        change = np.outer(*np.random.default_rng(0).normal(size=(2, 320))).astype(np.float16) * np.float16(0.05)
+        for key in [key for key in tensors if key.endswith("to_q.weight")]:
+            tensors[key] += torch.from_numpy(change)
+        save_file(tensors, server.base / "models" / "checkpoints" / TUNED)
+    graph = workflow.small(workflow.load_workflow(name, server.client.object_info()))
+    files = workflow.files_below(server.loras)
+    outcome = server.client.run(graph)
+    sheet = server.client.images(outcome, workflow.find(graph, "SaveImage"))[0].astype(int)
+    assert np.array_equal(sheet, server.client.images(outcome, workflow.find(graph, "TriLoRAGrid"))[0])
+    cells = [_cell(sheet, column) for column in range(sheet.shape[1] // (workflow.SIDE + 10) - 1)]
+    assert len(cells) >= 3 and all(np.abs(cell - cells[0]).mean() > 0.1 for cell in cells[1:])
+    saved = [node for node in graph.values() if node["class_type"] in ("SaveTriLoRA", "TrainTriLoRA")]
+    new = {name for name in workflow.files_below(server.loras) - files if name.endswith(".safetensors")}
+    assert len(new) == len(saved)
+
+
+def _cell(sheet: np.ndarray, column: int) -> np.ndarray:
+    """A part of a picture in the last row of a grid of small cells, well above the line below it."""
+    left = workflow.SIDE + column * (workflow.SIDE + 10)
+    return sheet[-70:-45, left : left + workflow.SIDE]
 
 
 def test_base_model_is_bit_equal_after_training(

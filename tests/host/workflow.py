@@ -13,6 +13,7 @@ from .server import CHECKPOINT
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SIDE = 64  # of pictures, in pixels
+SHIPPED_CHECKPOINT = "v1-5-pruned-emaonly.safetensors"  # what the shipped workflows name
 _ONLY_TEXT = ("Note", "MarkdownNote")
 
 
@@ -44,6 +45,16 @@ def _widget_values(node: dict[str, Any], definition: dict[str, Any]) -> dict[str
     return {name: value for name, value in zip(slots, values, strict=True) if name is not None}
 
 
+def defaults(definition: dict[str, Any]) -> dict[str, Any]:
+    """The values of a node's widgets as it comes."""
+    specs = {**definition["input"]["required"], **definition["input"].get("optional", {})}
+    return {
+        name: (options[0] if options else {}).get("default", kind[0] if isinstance(kind, list) else None)
+        for name, (kind, *options) in specs.items()
+        if isinstance(kind, list) or kind in _WIDGETS
+    }
+
+
 def find(graph: Graph, class_type: str) -> str:
     """The id of the only node of a class; ValueError if there is none or more than one."""
     (node,) = [node for node, content in graph.items() if content["class_type"] == class_type]
@@ -63,15 +74,27 @@ def changed(graph: Graph, settings: dict[str, dict[str, Any]]) -> Graph:
 
 
 def small(graph: Graph, **train: Any) -> Graph:
-    """A shipped workflow at a size that the tests can afford, on the checkpoint and pictures of the test server."""
+    """A shipped workflow at a size that the tests can afford, on the checkpoint and pictures of the test server.
+
+    What a link gives is set by hand too, so that the run stays short; files of other names stay as they were saved.
+    """
+    square = {"width": SIDE, "height": SIDE}
     sizes = {
-        "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
-        "EmptyLatentImage": {"width": SIDE, "height": SIDE},
+        "EmptyLatentImage": square,
         "KSampler": {"steps": 2},
         "TriLoRADataset": {"folder": "pictures", "resolution": SIDE},
+        "TriLoRAPriorPictures": {"count": 2, "resolution": SIDE, "steps": 2},
         "TrainTriLoRA": {"steps": 3, "rank": 4, "learning_rate": 1e-2, **train},
+        "TriLoRAGrid": {"steps": 2, "cell": SIDE, **square},
+        "ExtractTriLoRA": {"rank": 4},
     }
-    return changed(graph, sizes)
+    graph = changed(graph, sizes)
+    for node in graph.values():
+        if node["inputs"].get("ckpt_name") == SHIPPED_CHECKPOINT:
+            node["inputs"]["ckpt_name"] = CHECKPOINT
+        if node["class_type"] == "TriLoRAGrid":
+            node["inputs"]["prompts"] = node["inputs"]["prompts"].splitlines()[0]
+    return graph
 
 
 def sampling(**sampler: Any) -> Graph:

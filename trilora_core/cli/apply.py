@@ -1,8 +1,9 @@
-"""Draw pictures with an adapter: one picture, or a labelled grid of prompts and strengths from the same noise."""
+"""Draw pictures with adapters: one, or a labelled grid of prompts, strengths and adapters from the same noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..atomic import write_atomic
 from ..backend_diffusers import DiffusersPreviewer, apply_adapter
 from ..block_text import PRESETS
 from ..fileformat import Adapter, read_adapter
+from ..grid import COLUMNS, Cell, Plan, plan
 from ..plots import picture_grid
 from ..shaping import Shape, shape
 from .base import choose_device, load_base
@@ -28,6 +30,8 @@ examples:
       --prompt "a cat, my style" --strength 0.8 --seed 7 --output cat.png
   python -m trilora_core apply --model MODEL --adapter style.safetensors \\
       --prompt "a cat, my style" "a house, my style" --strength 0 0.5 1 1.5 --output grid.png
+  python -m trilora_core apply --model MODEL --adapter style_step_*.safetensors style.safetensors --columns adapters \\
+      --prompt "a cat, my style" "a house, my style" --output by_step.png
   python -m trilora_core apply --model MODEL --adapter style.safetensors \\
       --prompt "a cat, my style" --keep-rank 4 --normalize --blocks "OUT:0.5, MID:0" --output less.png"""
 
@@ -39,7 +43,11 @@ def add_arguments(parser: OneLineParser) -> None:
         "--model", metavar="PATH", required=True, help="base model: a diffusers folder or one .safetensors"
     )
     files.add_argument(
-        "--adapter", metavar="FILE", required=True, help="adapter (.safetensors): ours, or any plain LoRA"
+        "--adapter",
+        metavar="FILE",
+        nargs="+",
+        required=True,
+        help="adapter (.safetensors): ours, or any plain LoRA; several make a grid",
     )
     files.add_argument("--output", metavar="OUT.png", type=Path, required=True, help="the picture to write")
     drawing = parser.add_argument_group("drawing")
@@ -51,6 +59,12 @@ def add_arguments(parser: OneLineParser) -> None:
         type=float,
         default=[1.0],
         help="0 is the base model, 1 the adapter as trained (default); several make a grid",
+    )
+    drawing.add_argument(
+        "--columns",
+        choices=COLUMNS,
+        default=COLUMNS[0],
+        help="what runs across in a grid (default: strengths); adapters and prompts show the base model once",
     )
     drawing.add_argument("--seed", type=whole, default=0, help="of the noise that a picture starts from (default: 0)")
     drawing.add_argument("--negative", metavar="TEXT", default="", help="what the picture should not show")
@@ -114,7 +128,8 @@ def run(arguments: Arguments) -> int:
         arguments.block_preset,
         arguments.blocks,
     )
-    adapter = shape(read_adapter(arguments.adapter), how)
+    adapters = [shape(read_adapter(file), how) for file in arguments.adapter]
+    laid_out = plan(arguments.prompt, _names(arguments.adapter), arguments.strength, arguments.columns)
     pipe = load_base(arguments.model, choose_device(arguments.device), arguments.base_dtype)
     previewer = DiffusersPreviewer(
         pipe,
@@ -123,12 +138,11 @@ def run(arguments: Arguments) -> int:
         resolution=arguments.resolution,
         negative=arguments.negative,
     )
-    rows = draw(pipe, previewer, adapter, arguments.prompt, arguments.strength, arguments.seed)
+    rows = draw(pipe, previewer, adapters, laid_out, arguments.prompt, arguments.seed)
     if len(rows) == len(rows[0]) == 1:
         write_atomic(output, lambda path: rows[0][0].save(path, format="PNG"))
     else:
-        labels = [f"strength {strength:g}" for strength in arguments.strength]
-        picture_grid(rows, output, row_labels=arguments.prompt, column_labels=labels)
+        picture_grid(rows, output, row_labels=laid_out.row_labels, column_labels=laid_out.column_labels)
     print(f"picture: {output.resolve()}")
     return 0
 
@@ -136,19 +150,24 @@ def run(arguments: Arguments) -> int:
 def draw(
     pipe: Any,
     previewer: DiffusersPreviewer,
-    adapter: Adapter,
+    adapters: Sequence[Adapter],
+    laid_out: Plan,
     prompts: Sequence[str],
-    strengths: Sequence[float],
     seed: int,
 ) -> list[list[Image.Image]]:
-    """Pictures by prompt (rows) and strength (columns), all from the noise of one seed, with a progress bar."""
-    rows: list[list[Image.Image]] = [[] for _ in prompts]
-    total = len(prompts) * len(strengths)
+    """The pictures of a plan by row, all from the noise of one seed, with a progress bar."""
+    work, drawn = laid_out.work(), dict[Cell, Image.Image]()
     # disable=None: no bar in a log file, where an error must begin its own line
-    with tqdm(total=total, desc="drawing", unit="picture", leave=False, disable=None) as bar:
-        for strength in strengths:
-            with apply_adapter(pipe, adapter, strength):
-                for row, prompt in zip(rows, prompts, strict=True):
-                    row.extend(previewer.preview([prompt], [seed]))
+    with tqdm(total=sum(map(len, work.values())), desc="drawing", unit="picture", leave=False, disable=None) as bar:
+        for (number, strength), cells in work.items():
+            with nullcontext() if number is None else apply_adapter(pipe, adapters[number], strength):
+                for cell in cells:
+                    (drawn[cell],) = previewer.preview([prompts[cell.prompt]], [seed])
                     bar.update()
-    return rows
+    return laid_out.rows(drawn)
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """Names for files: without the folder, unless two share one."""
+    stems = [Path(file).stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [str(Path(file).with_suffix("")) for file in files]

@@ -15,6 +15,7 @@ from ..config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig
 from ..data import MemoryStore
 from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
 from ..errors import InputError
+from ..grid import plan
 from ..plots import picture_grid, plot_losses
 from ..plots_spectrum import plot_adapters
 from ..session import Outcome
@@ -95,10 +96,11 @@ def _config(steps: int, seed: int) -> TrainConfig:
 def _show(pipe: Any, outcome: Outcome, folder: Path, seed: int) -> None:
     """Draw the grid of prompts and strengths, the loss curve and the spectrum."""
     previewer = DiffusersPreviewer(pipe, steps=_DRAWING_STEPS, guidance=_GUIDANCE)
-    rows = draw(pipe, previewer, outcome.adapter, [prompt for prompt, _ in PROMPTS], STRENGTHS, seed)
+    prompts = [prompt for prompt, _ in PROMPTS]
+    laid_out = plan(prompts, [""], STRENGTHS)
+    rows = draw(pipe, previewer, [outcome.adapter], laid_out, prompts, seed)
     labels = [f"{prompt}\n[not trained on]" if held_out else prompt for prompt, held_out in PROMPTS]
-    columns = [f"strength {s:g}" if s else "without adapter" for s in STRENGTHS]
-    picture_grid(rows, folder / "before_after.png", row_labels=labels, column_labels=columns)
+    picture_grid(rows, folder / "before_after.png", row_labels=labels, column_labels=laid_out.column_labels)
     plot_losses(outcome.losses, folder / "loss.png", title="Training loss of the demo")
     plot_adapters([outcome.adapter], ["What the demo's adapter learned"], folder / "spectrum.png")
 

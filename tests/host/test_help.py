@@ -13,8 +13,14 @@ from .server import Server
 
 DOCS = PACK / "web" / "docs"
 UNBOUNDED = 10_000  # a limit above it only keeps the machine from harm: the page says "or more"
-# combos whose options are files and folders of whoever reads the page
-OF_THE_USER = {("TriLoRADataset", "folder"), ("TriLoRADatasetOptions", "masks"), ("LoadTriLoRA", "lora_name")}
+# combos whose options are files and folders of whoever reads the page, or long lists of the host
+NOT_LISTED = {
+    ("TriLoRADataset", "folder"),
+    ("TriLoRADatasetOptions", "masks"),
+    ("LoadTriLoRA", "lora_name"),
+    ("TriLoRAGrid", "sampler_name"),
+    ("TriLoRAGrid", "scheduler"),
+}
 
 Inputs = dict[str, tuple[Any, bool]]  # specification, optional
 
@@ -47,7 +53,7 @@ def number(value: float) -> str:
 def wanted(node: str, name: str, spec: Any, optional: bool) -> list[str]:
     """What the cell of values must hold, whatever else it says: the range and the default, or the socket's type."""
     kind, facts = spec[0], spec[1] if len(spec) > 1 else {}
-    if (node, name) in OF_THE_USER:
+    if (node, name) in NOT_LISTED:
         return []
     if kind in ("INT", "FLOAT"):
         least, most = number(facts["min"]), number(facts["max"])
@@ -59,7 +65,8 @@ def wanted(node: str, name: str, spec: Any, optional: bool) -> list[str]:
         options = facts["options"] if kind == "COMBO" else kind
         return [*(f"`{option}`" for option in options), f"default `{facts['default']}`"]
     if kind == "STRING":
-        return ["text", f"default `{facts['default']}`" if facts.get("default") else "default empty"]
+        first, *more = (facts.get("default") or "").splitlines() or [""]
+        return ["text", f"default `{first}`" if first else "default empty", *(f"`{line}`" for line in more)]
     return [kind, *(["optional"] if optional else [])]
 
 

@@ -96,6 +96,7 @@ def test_a_help_page_shows_its_picture(page: Any) -> None:
         page.wait_for_timeout(1000)
         if button.count():
             break
+        page.keyboard.press("Escape")  # the templates, which open at the very first visit, cover the canvas
         page.mouse.move(x, y)
         page.mouse.down()
         page.wait_for_timeout(200)

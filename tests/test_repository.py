@@ -72,6 +72,8 @@ def test_the_registry_archive_leaves_out_demo_and_tests():
     assert ignored("benchmarks/README.md")
     for needed in ("__init__.py", "nodes/train.py", "web/docs/TrainTriLoRA.md", "workflows/train.json"):
         assert not ignored(needed)
+    for needed in ("web/docs/TrainTriLoRA.webp", "locales/ja/nodeDefs.json", "locales/zh/nodeDefs.json"):
+        assert not ignored(needed)
     assert not ignored("trilora_core/train.py")
     assert not ignored("trilora_core/demo/__init__.py"), "the command line imports it"
     assert not ignored("requirements.txt")

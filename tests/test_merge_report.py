@@ -23,7 +23,9 @@ def stacked(layers: list[Layer]) -> SVD:
 
 def met(*svds: SVD) -> Interference:
     """Of the first two in the given order."""
-    return Interference(*(part[:, 0, 1] for part in interference(Layers([A], range(len(svds)), svds, [1.0] * len(svds)))))
+    return Interference(
+        *(part[:, 0, 1] for part in interference(Layers([A], range(len(svds)), svds, [1.0] * len(svds))))
+    )
 
 
 def test_interference_is_the_overlap_of_each_layer_and_the_cosine_of_the_changes():

@@ -269,9 +269,7 @@ def main() -> None:
     for rank in options.ranks[:1]:  # first: memory that the tables give back would hide what this takes
         whole_adapters(rank)
     print(f"\nRegMean of {options.count} whole adapters of rank 16, s; q, k and v of a block share their input\n")
-    print(
-        "| model | inputs | MiB of moments | ours | dense formula | with SVD | formula / ours | with SVD / ours | error |"
-    )
+    print("| model | inputs | MiB of moments | ours | formula | with SVD | formula / ours | with SVD / ours | error |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, shapes in (("SD1.5", sd15_attention_shapes()), ("SDXL", sdxl_attention_shapes())):
         whole_regmean(name, shapes, 16, options.count)

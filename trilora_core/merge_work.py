@@ -184,7 +184,7 @@ class Work:
 
 def _worst(met: Interference) -> list[tuple[float, float, float]]:
     """The largest overlaps of each layer over all pairs, and the cosine furthest from 0."""
-    first, second = torch.triu_indices(*met.write.shape[-2:], 1)
+    first, second = torch.triu_indices(met.write.shape[-2], met.write.shape[-1], offset=1)
     write, read, cosine = (part[:, first, second].cpu() for part in met[:3])
     furthest = cosine.gather(-1, cosine.abs().argmax(-1, keepdim=True))
     table: list[tuple[float, float, float]]

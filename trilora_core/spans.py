@@ -40,17 +40,20 @@ class Span:
 
     def parts(self) -> tuple[Tensor, ...]:
         """The columns of `triangle` that belong to each adapter: its directions in the basis."""
-        return self.triangle.split(self.sizes, -1)
+        parts: tuple[Tensor, ...] = self.triangle.split(self.sizes, -1)
+        return parts
 
     def times(self, core: Tensor) -> Tensor:
         """Q · core (…, n, m), for core (…, min(n, k), m) in float64."""
         _, source, mix = self._decomposed
-        return source @ torch.linalg.solve_triangular(mix, core, upper=True).to(source)
+        product: Tensor = source @ torch.linalg.solve_triangular(mix, core, upper=True).to(source)
+        return product
 
     def rows(self, core: Tensor) -> Tensor:
         """The transpose of `times`, (…, m, n), contiguous where the columns are rows in memory."""
         _, source, mix = self._decomposed
-        return torch.linalg.solve_triangular(mix, core, upper=True).to(source).mT @ source.mT
+        product: Tensor = torch.linalg.solve_triangular(mix, core, upper=True).to(source).mT @ source.mT
+        return product
 
     @cached_property
     def _decomposed(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -26,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trilora_core.calibration import Calibration, Facts
 from trilora_core.fileformat import Adapter, Layer
 from trilora_core.merge import METHODS, MergeOptions, merge
-from trilora_core.moments import LEARNED, PRIOR, gatherer, sketch_columns
+from trilora_core.merge_regmean import DAMPING
+from trilora_core.moments import LEARNED, PRIOR, Moments, gatherer, sketch_columns
 from trilora_core.spectral import canonical_many
 
 # SD1.5's UNet: transformer blocks by width (down 2 a level, middle 1, up 3 a level), context of 768.
@@ -202,10 +204,63 @@ def whole_adapters(rank: int, count: int = 5) -> None:
         )
 
 
+def shared_inputs(shapes: Sequence[Shape]) -> list[str]:
+    """What each attention linear reads: q, k and v of self-attention the same, k and v of cross-attention the text."""
+    blocks = [f"{index // 8}" for index in range(len(shapes))]
+    names = ("self", "self", "self", "self out", "cross", "text", "text", "cross out")
+    return [names[i % 8] if names[i % 8] == "text" else f"{names[i % 8]} {block}" for i, block in enumerate(blocks)]
+
+
+def model_calibrations(shapes: Sequence[Shape], count: int) -> list[Calibration]:
+    """As calibrate writes them: inputs of their own for each adapter, the same of the base's; one draw a width."""
+    names, made = shared_inputs(shapes), []
+    widths = {name: shape[1] for name, shape in zip(names, shapes, strict=True)}
+    drawn = [{width: calibration(["x"], width) for width in set(widths.values())} for _ in range(count)]
+    for found in drawn:
+        learned = {name: replace(found[width].learned["x"]) for name, width in widths.items()}
+        prior = {name: replace(drawn[0][width].prior["x"]) for name, width in widths.items()}
+        inputs = {f"layer_{index}": name for index, name in enumerate(names)}
+        made.append(Calibration(found[widths["text"]].facts, inputs, learned, prior))
+    return made
+
+
+def dense_regmean(layers: Sequence[Layer], moments: Sequence[tuple[Moments, Moments]]) -> Tensor:
+    """The published formula in float64, one dense layer by itself."""
+    own, priors = ([one.times(torch.eye(one.width).double()) for one in side] for side in zip(*moments, strict=True))
+    gram = sum(own) + sum(priors) / len(priors)
+    gram.diagonal().add_(DAMPING * gram.diagonal().mean())
+    pulled = sum(dense(layer) @ matrix for layer, matrix in zip(layers, own, strict=True))
+    return torch.linalg.solve(gram, pulled.T).T
+
+
+def whole_regmean(name: str, shapes: Sequence[Shape], rank: int, count: int) -> None:
+    """RegMean of whole models, measured whole; its dense form on SAMPLES layers of each shape."""
+    made = [adapter(shapes, rank, seed) for seed in range(count)]
+    given = model_calibrations(shapes, count)
+    held = sum(one.size for one in given) / 2**20
+    kept: list[Adapter] = []
+    spent = seconds(lambda: kept.append(merge(made, [1.0] * count, method="regmean", calibrations=given)[0]))
+    formula = whole = worst = 0.0
+    for shape, times in Counter(shapes).items():
+        for index in [i for i, one in enumerate(shapes) if one == shape][:SAMPLES]:
+            stem, found = f"layer_{index}", []
+            layers, moments = [one.layers[stem] for one in made], [one.moments(stem) for one in given]
+            taken = seconds(lambda a=layers, m=moments, f=found: f.append(dense_regmean(a, m)))
+            formula += taken * times / SAMPLES
+            whole += (taken + seconds(lambda f=found: torch.linalg.svd(f[0].float(), False))) * times / SAMPLES
+            worst = max(worst, error(dense(kept[0].layers[stem]), found[0]))
+    print(
+        f"| {name} | {len(set(shared_inputs(shapes)))} | {held:.0f} | {spent:.1f} | {formula:.0f} | {whole:.0f} |",
+        end="",
+    )
+    print(f" {formula / spent:.1f} | {whole / spent:.1f} | {worst:.1e} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--count", type=int, default=2, help="adapters that are merged in the tables (default 2)")
+    parser.add_argument("--only-whole", action="store_true", help="leave the tables of all methods out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -213,6 +268,13 @@ def main() -> None:
     one_shape((64, 64), 4, 2)  # what is slow only once
     for rank in options.ranks[:1]:  # first: memory that the tables give back would hide what this takes
         whole_adapters(rank)
+    print(f"\nRegMean of {options.count} whole adapters of rank 16, s; q, k and v of a block share their input\n")
+    print("| model | inputs | MiB of moments | ours | formula | with SVD | formula / ours | with SVD / ours | error |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, shapes in (("SD1.5", sd15_attention_shapes()), ("SDXL", sdxl_attention_shapes())):
+        whole_regmean(name, shapes, 16, options.count)
+    if options.only_whole:
+        return
     table("SD1.5's size", sd15_attention_shapes(), options.ranks, options.count)
     table("SDXL's size", sdxl_attention_shapes(), options.ranks, options.count)
 

@@ -42,6 +42,7 @@ Found = dict[tuple[str, int], dict]  # what was measured, by case and seed
 LEARNED = ("style", "subject")
 SIDES = ("style", "subject", "both")  # of the held-out losses; nothing is trained on both at once
 WEIGHTS, SHOWN = (0.35, 0.5, 0.7, 1.0, 1.4), (0.7, 1.0)  # of both adapters; those of the table and the pictures
+DENSITIES, PRIOR_WEIGHTS = (0.2, 0.5, 0.8), (0.1, 0.3, 1.0, 3.0)  # of --tune
 MARKS = (1.0, 0.95, 0.9)  # of the way from the base's loss to the best that the sum reaches
 PLAIN = (drawn.draw, lambda picture: picture.caption)
 CAPTIONS = {"": "broad", " (world)": "world"}  # of the calibrations that regmean gets
@@ -64,10 +65,16 @@ class Case:
     method: str = ""
     rank: int = 0
     captions: str = ""
+    density: float = MergeOptions.density
+    prior_weight: float = MergeOptions.prior_weight
 
     @property
     def name(self) -> str:
         return f"{self.label} | {self.weights[0]:g}, {self.weights[1]:g} | rank {self.rank}"
+
+    @property
+    def options(self) -> MergeOptions:
+        return MergeOptions(rank=self.rank, density=self.density, prior_weight=self.prior_weight)
 
 
 BASE_ALONE = Case("base", (0.0, 0.0))
@@ -81,6 +88,20 @@ def cases() -> list[Case]:
             for weight in SHOWN if method == "concatenate" else WEIGHTS:
                 ranks = (0, RANK) if weight in SHOWN and method != "concatenate" else (0,)
                 found += [Case(method + more, (weight, weight), method, rank, captions) for rank in ranks]
+    return found
+
+
+def tuned() -> list[Case]:
+    """The base, the sum, and whole merges by the methods that have a setting, at a few values of it."""
+    found = [case for case in cases() if not case.rank and case.method in ("", "sum")]
+    for method in ("ties", "dare", "dare_ties", "knots"):
+        for density in DENSITIES:
+            label = f"{method}, density {density:g}"
+            found += [Case(label, (weight, weight), method, density=density) for weight in WEIGHTS]
+    for more, captions in CAPTIONS.items():
+        for prior in PRIOR_WEIGHTS:
+            label = f"regmean{more}, prior_weight {prior:g}"
+            found += [Case(label, (w, w), "regmean", captions=captions, prior_weight=prior) for w in WEIGHTS]
     return found
 
 
@@ -124,8 +145,7 @@ class World:
             return next((adapter for adapter, weight in parts if weight), None), 1.0, 0.0
         adapters, weights = zip(*parts, strict=True)
         given = [self.calibration(concept, case.captions) for concept in LEARNED] if case.captions else ()
-        options = MergeOptions(rank=case.rank)
-        found, report = merge(adapters, weights, method=case.method, options=options, calibrations=given)
+        found, report = merge(adapters, weights, method=case.method, options=case.options, calibrations=given)
         return found, report.kept_energy, sum(report.removed) / len(report.removed)
 
     @torch.no_grad()
@@ -186,18 +206,18 @@ def _cells(found: Found, case: Case, seeds: Sequence[int]) -> str:
     return " | ".join([*(f"{means[key]:.3f}" for key in (*SIDES, "drift")), f"{means['kept']:.0%}"])
 
 
-def equal_quality(found: Found, seeds: Sequence[int]) -> None:
+def equal_quality(found: Found, seeds: Sequence[int], chosen: Sequence[Case]) -> None:
     """Drift of each whole merge at the least weight at which its mean loss reaches a mark; mean, least and largest."""
     heads = " | ".join(f"drift at {mark:.0%}" for mark in MARKS)
     print(f"\n| method | least mean loss | {heads} |\n|---|---|{'---|' * len(MARKS)}")
-    for label in dict.fromkeys(case.label for case in cases() if case.method not in ("", "concatenate")):
-        courses = [_course(found, label, seed) for seed in seeds]
+    for label in dict.fromkeys(case.label for case in chosen if case.method not in ("", "concatenate")):
+        courses = [_course(found, chosen, label, seed) for seed in seeds]
         least = sum(min(loss for loss, _ in course) for course in courses) / len(seeds)
         cells = []
         for mark in MARKS:
             drifts = []
             for seed, course in zip(seeds, courses, strict=True):
-                base, best = course[0][0], min(loss for loss, _ in _course(found, "sum", seed))
+                base, best = course[0][0], min(loss for loss, _ in _course(found, chosen, "sum", seed))
                 drifts.append(_drift_at(course, base + mark * (best - base)))
             reached = [drift for drift in drifts if drift is not None]
             mean = f"{sum(reached) / len(reached):.3f} ({min(reached):.3f} to {max(reached):.3f})" if reached else "–"
@@ -205,9 +225,9 @@ def equal_quality(found: Found, seeds: Sequence[int]) -> None:
         print(f"| {label} | {least:.3f} | {' | '.join(cells)} |")
 
 
-def _course(found: Found, label: str, seed: int) -> list[tuple[float, float]]:
+def _course(found: Found, cases: Sequence[Case], label: str, seed: int) -> list[tuple[float, float]]:
     """Mean of the three losses, and drift, from the base on by rising weight."""
-    chosen = [BASE_ALONE, *(case for case in cases() if case.label == label and not case.rank)]
+    chosen = [BASE_ALONE, *(case for case in cases if case.label == label and not case.rank)]
     rows = [found[case.name, seed] for case in sorted(chosen, key=lambda case: case.weights)]
     return [(sum(row[side] for side in SIDES) / len(SIDES), row["drift"]) for row in rows]
 
@@ -247,18 +267,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
     parser.add_argument("--place", type=Path, default=ROOT / "build" / "merge_world", help="what is kept")
     parser.add_argument("--grid", type=Path, help="draw the first seed's pictures to this JPEG, two minutes")
+    parser.add_argument("--tune", action="store_true", help="a few values of density and prior_weight instead")
     chosen = parser.parse_args()
+    wanted = tuned() if chosen.tune else cases()
     torch.set_num_threads(1)
     chosen.place.mkdir(parents=True, exist_ok=True)
     bench, file = Bench(), chosen.place / "results.jsonl"
     for seed in chosen.seeds:
         world = World(bench, chosen.place, seed, chosen.steps)
         there = read(file, chosen.steps)
-        for case in cases():
+        for case in wanted:
             if (case.name, seed) not in there:
                 record(world, case, file)
-    table(read(file, chosen.steps), chosen.seeds)
-    equal_quality(read(file, chosen.steps), chosen.seeds)
+    found = read(file, chosen.steps)
+    if not chosen.tune:
+        table(found, chosen.seeds)
+    equal_quality(found, chosen.seeds, wanted)
     if chosen.grid:
         grid(World(bench, chosen.place, chosen.seeds[0], chosen.steps), chosen.grid)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..trilora_core.config import TrainConfig
+from ..trilora_core.monitor import learned_from
 from .host.calibrate import calibrate_in_host
 from .sockets import CATEGORY, CalibrationSocket, DatasetSocket, DatasetValue, OptionsSocket
 
@@ -50,8 +52,19 @@ class TriLoRACalibrate(io.ComfyNode):
                 OptionsSocket.Input(
                     "options",
                     optional=True,
-                    tooltip="The same options as those of Train TriLoRA, for their choice of layers. Only needed with "
-                    "TriLoRA Layer Options.",
+                    tooltip="The same options as those of Train TriLoRA, for their choice of layers and for the "
+                    "pictures that validation_share holds out. Only needed with one of the two.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    optional=True,
+                    tooltip="The seed of Train TriLoRA, which also chooses what validation_share holds out: these "
+                    "pictures are then not looked at here either. Changes nothing else; only needed with a "
+                    "validation_share in the options.",
                 ),
             ],
             outputs=[CalibrationSocket.Output(display_name="calibration", tooltip="To calibration of Train TriLoRA.")],
@@ -66,10 +79,12 @@ class TriLoRACalibrate(io.ComfyNode):
         prior_prompts: str = "",
         name: str = "",
         options: TrainConfig | None = None,
+        seed: int = 0,
     ) -> io.NodeOutput:
         """Calibrate, or read the calibration that is there."""
-        layers = (options or TrainConfig()).adapter.layers
+        config = replace(options or TrainConfig(), seed=seed)
+        data = learned_from(dataset.data, config)
         found = calibrate_in_host(
-            model, dataset.data, dataset.clip, dataset.vae, prior_prompts, name, layers, cls.hidden.unique_id
+            model, data, dataset.clip, dataset.vae, prior_prompts, name, config.adapter.layers, cls.hidden.unique_id
         )
         return io.NodeOutput(found)

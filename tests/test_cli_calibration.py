@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny_pipeline import write_pictures, write_pipeline
+from tests import cli_runs
+from tests.cli_runs import few
+from tests.tiny_pipeline import write_pictures
 from trilora_core.__main__ import main
 from trilora_core.calibration import read_calibration
 from trilora_core.cli import calibration as made
@@ -15,27 +17,7 @@ from trilora_core.prompts import BROAD
 
 pytest.importorskip("diffusers")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_pipeline(tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
-
-
-def few(base, pictures, output, *extra) -> list[str]:
-    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--rank", "2"]
-    return [*argv, "--steps", "2", "--lr", "0.01", "--dtype", "fp32", *extra]
+cache, base, pictures = cli_runs.cache, cli_runs.base, cli_runs.pictures
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +73,17 @@ def test_other_prompts_and_other_pictures_make_another(first, base, tmp_path, ca
     facts = read_calibration(output.with_name("d.calibration.safetensors")).facts
     assert facts.prior_looks == len(BROAD)
     assert facts.key != read_calibration(kept).facts.key
+
+
+def test_what_is_held_out_is_not_looked_at(base, pictures, tmp_path):
+    """The calibration is of what the run learns from, as the file says of itself."""
+    output, held = tmp_path / "e.safetensors", ("--validation-share", "0.4", "--validate-every", "2")
+    argv = few(base, pictures, output, "--init", "contrast", "--calibrate", "--prior-prompts", "a dog")
+    assert main(argv) == 0
+    whole = read_calibration(output.with_name("e.calibration.safetensors")).facts.data_hash
+    assert main([*argv, *held]) == 0
+    learned = read_calibration(output.with_name("e.calibration.safetensors")).facts.data_hash
+    assert learned == read_metadata(output)["trilora.data_hash"] != whole
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from tests.tiny_pipeline import write_pictures, write_pipeline
+from tests import cli_runs
+from tests.cli_runs import few
+from tests.tiny_pipeline import write_pictures
 from trilora_core.__main__ import main
 from trilora_core.cli import train as train_verb
 from trilora_core.fileformat import read_adapter, read_metadata
@@ -16,23 +18,7 @@ from trilora_core.preserve import LEVELS, Amount
 
 pytest.importorskip("diffusers")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """No test may write into the user's own cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRILORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_pipeline(tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+cache, base, pictures = cli_runs.cache, cli_runs.base, cli_runs.pictures
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +28,6 @@ def trained(base, pictures, tmp_path_factory):
     argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(path), "--rank", "4"]
     assert main([*argv, "--steps", "6", "--lr", "0.05", "--trigger-word", "zorb", "--dtype", "fp32"]) == 0
     return path
-
-
-def few(base, pictures, output, *extra) -> list[str]:
-    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--rank", "2"]
-    return [*argv, "--steps", "2", "--lr", "0.01", *extra]
 
 
 def test_train_writes_an_adapter_with_its_history(trained):

@@ -10,21 +10,28 @@ import torch
 from tests.adapters import dense, make_adapter, make_layer
 from trilora_core.fileformat import Adapter, Layer
 from trilora_core.merge import merge
-from trilora_core.merge_methods import filled
-from trilora_core.merge_report import interference
+from trilora_core.merge_methods import Layers
+from trilora_core.merge_report import Interference, interference
 from trilora_core.spectral import SVD, canonical, overlap
 
 A, B, C = (f"lora_unet_down_blocks_0_attentions_{index}_proj_in" for index in range(3))
 
 
 def stacked(layers: list[Layer]) -> SVD:
-    return filled(SVD(*(torch.stack(parts) for parts in zip(*(layer.svd for layer in layers), strict=True))))
+    return SVD(*(torch.stack(parts) for parts in zip(*(layer.svd for layer in layers), strict=True)))
+
+
+def met(*svds: SVD) -> Interference:
+    """Of the first two in the given order."""
+    return Interference(
+        *(part[:, 0, 1] for part in interference(Layers([A], range(len(svds)), svds, [1.0] * len(svds))))
+    )
 
 
 def test_interference_is_the_overlap_of_each_layer_and_the_cosine_of_the_changes():
     first = [make_layer(20, 30, 4, seed=seed) for seed in range(3)]
     second = [make_layer(20, 30, 2, seed=seed + 10) for seed in range(3)]
-    found = interference(stacked(first), stacked(second))
+    found = met(stacked(first), stacked(second))
     for index, (a, b) in enumerate(zip(first, second, strict=True)):
         assert float(found.write[index]) == pytest.approx(overlap(a.svd, b.svd, side="out", weighted=True), rel=1e-4)
         assert float(found.read[index]) == pytest.approx(overlap(a.svd, b.svd, side="in", weighted=True), rel=1e-4)
@@ -35,10 +42,10 @@ def test_interference_is_the_overlap_of_each_layer_and_the_cosine_of_the_changes
 def test_interference_with_itself_its_opposite_and_nothing():
     one = stacked([make_layer(20, 30, 4)])
     zero = stacked([Layer(canonical(torch.zeros(20, 2), torch.ones(2, 30)))])
-    same, opposite = interference(one, one), interference(one, SVD(one.u, one.s, -one.vh))
+    same, opposite = met(one, one, zero), met(one, SVD(one.u, one.s, -one.vh))
     assert [float(part) for part in same[:3]] == pytest.approx([1.0, 1.0, 1.0], abs=1e-6)
     assert float(opposite.cosine) == pytest.approx(-1.0, abs=1e-6)
-    assert [float(part) for part in interference(one, zero)] == [0.0, 0.0, 0.0, 0.0]
+    assert [float(part) for part in met(one, zero)] == [0.0, 0.0, 0.0, 0.0]
 
 
 def begun_alike(seed: int, *, noise: float = 0.1) -> Adapter:

@@ -12,6 +12,7 @@ from tests.counting import CountingEncoder, config, fill
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
 from trilora_core.config import AdapterConfig, CaptionConfig, LayerConfig, TrainConfig, from_json
+from trilora_core.content import content_of
 from trilora_core.data import Dataset, load_folder
 from trilora_core.fileformat import Adapter, read_metadata, write_adapter
 from trilora_core.metadata import architecture_of, base_model, describe, rank_summary, training_metadata, trigger_words
@@ -84,6 +85,7 @@ def test_a_run_is_described_for_every_reader(tmp_path):
         "trilora.losses": "0.5 0.25",
         "trilora.fingerprint": run.fingerprint(),
         "trilora.base_fingerprint": "toy-0",
+        "trilora.base_content": content_of(run.denoiser.targets()),
     }
     assert {key: found.get(key) for key in expected} == expected
     assert from_json(TrainConfig, found["trilora.config"]) == run.config

@@ -17,7 +17,6 @@ from trilora_core.spectral import (
     balanced,
     canonical,
     canonical_many,
-    combine,
     cut_energy,
     cut_rank,
     cut_threshold,
@@ -361,32 +360,6 @@ def test_balanced_takes_a_batch() -> None:
     torch.testing.assert_close(left @ right, dense(svd))
 
 
-# --- sums ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, -0.5, 2.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)])
-@pytest.mark.parametrize(("out", "in_"), [(20, 30), (6, 5)])  # the second with more directions than the layer has
-def test_combine_is_the_sum_of_the_deltas(out: int, in_: int, weights: tuple[float, ...]) -> None:
-    svds = [canonical(*factors(out, in_, rank, seed=seed)) for seed, rank in enumerate((2, 4, 3))]
-    combined = combine(svds, weights)
-    expected = sum(weight * dense(svd) for weight, svd in zip(weights, svds, strict=True))
-    assert combined.s.numel() == min(9, out, in_)
-    assert_canonical(combined, 1e-12)
-    torch.testing.assert_close(dense(combined), expected)
-
-
-def test_combine_of_one_and_of_opposites() -> None:
-    svd = canonical(*factors(12, 9, 3))
-    for part, expected in zip(combine([svd], [1.0]), svd, strict=True):
-        torch.testing.assert_close(part, expected)
-    assert energy(combine([svd, svd], [1.0, -1.0]).s) < 1e-24 * energy(svd.s)
-
-
-def test_combine_takes_a_batch() -> None:
-    a, b = canonical(draw(2, 8, 3), draw(2, 3, 7, seed=1)), canonical(draw(2, 8, 2, seed=2), draw(2, 2, 7, seed=3))
-    torch.testing.assert_close(dense(combine([a, b], [0.5, -2.0])), 0.5 * dense(a) - 2 * dense(b))
-
-
 # --- hostile input -------------------------------------------------------------------------------------------------
 
 GOOD = canonical(*factors(8, 6, 3))
@@ -420,10 +393,6 @@ GOOD = canonical(*factors(8, 6, 3))
         (lambda: overlap(GOOD, GOOD, side="left"), "'left'.*out, in, both"),
         (lambda: overlap(GOOD, canonical(torch.ones(9, 2), torch.ones(2, 6))), "8 x 6 and 9 x 6"),
         (lambda: overlap(canonical(torch.ones(2, 4, 3), torch.ones(2, 3, 5)), GOOD), "single layers"),
-        (lambda: combine([], []), "0 adapters"),
-        (lambda: combine([GOOD], [1.0, 2.0]), "1 adapters and 2 weights"),
-        (lambda: combine([GOOD], [math.nan]), "finite"),
-        (lambda: combine([GOOD, canonical(torch.ones(9, 2), torch.ones(2, 6))], [1.0, 1.0]), "cannot be summed"),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:

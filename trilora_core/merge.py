@@ -179,6 +179,7 @@ _KEPT_WHERE_EQUAL = (
     "ss_resolution",
     "ss_sd_model_name",
     "ss_v2",
+    "trilora.base_content",
     "trilora.base_fingerprint",
     "trilora.base_name",
 )

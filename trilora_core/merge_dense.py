@@ -36,16 +36,14 @@ def dare(layers: Layers) -> Merged:
     """
     kept = _thinned(layers)
     whole = torch.zeros_like(kept[0])
-    for update, weight in zip(kept, _sizes(layers), strict=True):
-        whole += weight * update
-    return _recompressed(layers, whole, _before_division(layers, [square_norm(update) for update in kept]))
+    for update, weight in zip(kept, _raised(layers), strict=True):
+        whole.add_(update, alpha=weight)
+    return _recompressed(layers, whole, [square_norm(update) for update in kept])
 
 
 def dare_ties(layers: Layers) -> Merged:
     """DARE in place of trimming, then the signs of TIES (PEFT's `dare_ties_svd`)."""
-    kept = _thinned(layers)
-    whole, used = disjoint_mean(kept, _sizes(layers))
-    return _recompressed(layers, whole, _before_division(layers, used))
+    return _recompressed(layers, *disjoint_mean(_thinned(layers), _raised(layers)))
 
 
 def dare_mask(shape: Sequence[int], density: float, seed: int, stem: str, owner: int) -> Tensor:
@@ -57,26 +55,26 @@ def dare_mask(shape: Sequence[int], density: float, seed: int, stem: str, owner:
 def _updates(layers: Layers) -> list[Tensor]:
     """The dense updates (1, out, in), turned around where their weight is negative."""
     signs = [math.copysign(1.0, weight) for weight in layers.weights]
-    return [(sign * svd.u * svd.s.unsqueeze(-2)) @ svd.vh for sign, svd in zip(signs, layers.svds, strict=True)]
+    return [(svd.u * (sign * svd.s).unsqueeze(-2)) @ svd.vh for sign, svd in zip(signs, layers.svds, strict=True)]
 
 
 def _sizes(layers: Layers) -> list[float]:
     return [abs(weight) for weight in layers.weights]
 
 
+def _raised(layers: Layers) -> list[float]:
+    """Sizes of the weights divided by density, which makes up for what was dropped."""
+    return [size / layers.options.density for size in _sizes(layers)]
+
+
 def _thinned(layers: Layers) -> list[Tensor]:
+    """The updates with entries dropped, before the division by density."""
     density, seed = layers.options.density, layers.options.seed
     (stem,) = layers.stems
-    kept = []
-    for owner, update in zip(layers.owners, _updates(layers), strict=True):
-        mask = dare_mask(update.shape[-2:], density, seed, stem, owner).to(update.device)
-        kept.append(update * mask / density)
-    return kept
-
-
-def _before_division(layers: Layers, used: Sequence[Tensor]) -> list[Tensor]:
-    """Energies of what is left, as they were before the rest was divided by density."""
-    return [layers.options.density**2 * part for part in used]
+    return [
+        update.mul_(dare_mask(update.shape[-2:], density, seed, stem, owner).to(update.device))
+        for owner, update in zip(layers.owners, _updates(layers), strict=True)
+    ]
 
 
 def _recompressed(layers: Layers, whole: Tensor, used: Sequence[Tensor]) -> Merged:

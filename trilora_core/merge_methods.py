@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
 from .checks import number, whole
 from .moments import Moments
-from .spectral import SVD, canonical, combine, energy
+from .spans import Span, between, combine, read_span, written_span
+from .spectral import SVD, _signed, canonical, energy
 
 __all__ = [
     "Layers",
@@ -32,6 +35,7 @@ __all__ = [
     "orthogonal",
     "removed",
     "square_norm",
+    "there",
     "trimmed",
     "tsv",
     "update_energies",
@@ -69,6 +73,16 @@ class Layers:
     options: MergeOptions = field(default_factory=MergeOptions)
     moments: Sequence[tuple[Moments, Moments]] = ()  # for regmean: of each adapter's own inputs, and of the base's
 
+    @cached_property
+    def written(self) -> Span:
+        """What all of them write."""
+        return written_span(self.svds)
+
+    @cached_property
+    def read(self) -> Span:
+        """What all of them read."""
+        return read_span(self.svds)
+
 
 class Merged(NamedTuple):
     """B merged layers: their SVD, its energy (B,) before any cut, and the energy (B, n) that the method left out."""
@@ -83,7 +97,7 @@ Merger = Callable[[Layers], Merged]
 
 def combined(layers: Layers) -> Merged:
     """Exact weighted sum Σ w_i ΔW_i: task arithmetic (Ilharco et al. 2023) from the concatenated factors."""
-    return nothing_removed(layers, combine(layers.svds, layers.weights))
+    return nothing_removed(layers, combine(layers.svds, layers.weights, layers.written, layers.read))
 
 
 def concatenated(layers: Layers) -> Merged:
@@ -97,16 +111,16 @@ def knots(layers: Layers) -> Merged:
     [ΔW_1 … ΔW_n] = U Σ [V_1 … V_n]^T gives all adapters one orthonormal basis U of what they write; TIES merges their
     coordinates Σ V_i^T = U^T ΔW_i, k x in with k at most the sum of the ranks.
     """
-    columns = torch.cat([svd.u * svd.s.unsqueeze(-2) for svd in layers.svds], -1)
-    basis = canonical(columns, torch.eye(columns.shape[-1]).to(columns).expand(*columns.shape[:-2], -1, -1))
-    u = basis.u * _filled(basis.s, columns.shape[-2:]).unsqueeze(-2)
-    signs = [math.copysign(1.0, weight) for weight in layers.weights]
+    lengths = torch.cat([svd.s for svd in layers.svds], -1).double()
+    core, s, _ = torch.linalg.svd(layers.written.triangle * lengths.unsqueeze(-2), full_matrices=False)
+    core = core * _above_rounding(s, layers.written.columns.shape[-2:], layers.svds[0].s.dtype).unsqueeze(-2)
     coordinates = [
-        trimmed(sign * (u.mT @ svd.u) * svd.s.unsqueeze(-2) @ svd.vh, layers.options.density)
-        for sign, svd in zip(signs, layers.svds, strict=True)
+        trimmed(_turned(weight, (core.mT @ part).to(svd.u) * svd.s.unsqueeze(-2) @ svd.vh), layers.options.density)
+        for weight, svd, part in zip(layers.weights, layers.svds, layers.written.parts(), strict=True)
     ]
     merged, used = disjoint_mean(coordinates, [abs(weight) for weight in layers.weights])
-    svd = canonical(u, merged)
+    small = canonical(core.to(merged), merged)
+    svd = _signed(SVD(layers.written.times(small.u.double()), small.s, small.vh))
     return Merged(svd, energy(svd.s), removed(layers, used))
 
 
@@ -121,10 +135,10 @@ def tsv(layers: Layers) -> Merged:
     kept = [
         filled(SVD(u[..., :k], s[..., :k], vh[..., :k, :])) for (u, s, vh), k in zip(layers.svds, counts, strict=True)
     ]
-    left = _nearest_orthonormal(torch.cat([svd.u for svd in kept], -1))
-    right = _nearest_orthonormal(torch.cat([svd.vh.mT for svd in kept], -1))
-    sigma = torch.cat([weight * svd.s for weight, svd in zip(layers.weights, kept, strict=True)], -1)
-    svd = canonical(left, right.mT, sigma)
+    left, right = written_span(kept), read_span(kept)
+    sigma = torch.cat([weight * svd.s.double() for weight, svd in zip(layers.weights, kept, strict=True)], -1)
+    core = _nearest_isometry(left.triangle) * sigma.unsqueeze(-2) @ _nearest_isometry(right.triangle).mT
+    svd = between(left, core, right)
     rest = [w**2 * energy(svd.s[..., k:]) for w, svd, k in zip(layers.weights, layers.svds, counts, strict=True)]
     return Merged(svd, energy(svd.s), torch.stack(rest, -1))
 
@@ -137,18 +151,19 @@ def orthogonal(layers: Layers) -> Merged:
     After training, what Po et al. 2023 ("Orthogonal adaptation for modular customization of diffusion models") train.
     """
     svds = [filled(svd) for svd in layers.svds]
-    left, left_parts, left_free = _nested([svd.u for svd in svds])
-    right, right_parts, right_free = _nested([svd.vh.mT for svd in svds])
+    same = all(a is b for a, b in zip(svds, layers.svds, strict=True))
+    left, right = (layers.written, layers.read) if same else (written_span(svds), read_span(svds))
+    left_free, right_free = _new_directions(left), _new_directions(right)
     core = left_free.new_zeros(*left_free.shape, right_free.shape[-1])
     lost, at = [], 0
-    for weight, svd, rows, columns in zip(layers.weights, svds, left_parts, right_parts, strict=True):
+    for weight, svd, rows, columns in zip(layers.weights, svds, left.parts(), right.parts(), strict=True):
         part = weight * (rows * svd.s.unsqueeze(-2).double()) @ columns.mT
         inside = part[..., :at, :at] * left_free[..., :at, None] * right_free[..., None, :at]
         lost.append(square_norm(inside))
         part[..., :at, :at] -= inside
         core = core + part
         at += svd.s.shape[-1]
-    svd = canonical(left, (core @ right.mT.double()).to(left))
+    svd = between(left, core, right)
     return Merged(svd, energy(svd.s), torch.stack(lost, -1))
 
 
@@ -164,34 +179,49 @@ def disjoint_mean(updates: Sequence[Tensor], weights: Sequence[float]) -> tuple[
     total = updates[0].clone()
     for update in updates[1:]:
         total += update
-    elected = torch.where(total >= 0, 1.0, -1.0).to(total)
+    elected = torch.copysign(torch.ones_like(total[..., :1, :1]), total)
     merged, count, used = torch.zeros_like(total), torch.zeros_like(total), []
     for update, weight in zip(updates, weights, strict=True):
-        agrees = (update * elected) > 0
-        agreed = update * agrees
+        agreed = (update * elected).clamp_min_(0)
         used.append(square_norm(agreed))
-        merged += weight * agreed
-        count += agrees
-    return merged / count.clamp_min(1.0), used
+        merged.add_(agreed, alpha=weight)
+        count += agreed.sign_()
+    return merged.mul_(elected).div_(count.clamp_min_(1.0)), used
 
 
 def filled(svd: SVD) -> SVD:
-    """The directions whose singular value is rounding error at length 0: any orthonormal vector may stand there."""
-    mask = _filled(svd.s, (svd.u.shape[-2], svd.vh.shape[-1]))
-    return SVD(svd.u * mask.unsqueeze(-2), svd.s * mask, svd.vh * mask.unsqueeze(-1))
+    """The directions whose singular value is rounding error at length 0: any orthonormal vector may stand there.
+
+    The very same object where there are none.
+    """
+    mask = there(svd)
+    return svd if bool(mask.all()) else SVD(svd.u * mask.unsqueeze(-2), svd.s * mask, svd.vh * mask.unsqueeze(-1))
 
 
-def _filled(s: Tensor, shape: Sequence[int]) -> Tensor:
-    floor = s[..., :1] * torch.finfo(s.dtype).eps * max(shape)
+def there(svd: SVD) -> Tensor:
+    """1 for singular values (…, k) that are more than rounding, 0 for the others."""
+    return _above_rounding(svd.s, (svd.u.shape[-2], svd.vh.shape[-1]), svd.s.dtype)
+
+
+def _above_rounding(s: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    floor = s[..., :1] * torch.finfo(dtype).eps * max(shape)
     return ((s > floor) & (s > 0)).to(s)
 
 
 def trimmed(update: Tensor, density: float) -> Tensor:
     """TIES, step 1: the `density` of entries of greatest magnitude in each (m, n) of update (…, m, n), 0 elsewhere."""
-    sizes = update.abs().flatten(-2)
-    count = max(1, int(density * sizes.shape[-1]))
-    threshold = sizes.kthvalue(sizes.shape[-1] - count + 1, -1).values
-    return torch.where(update.abs() >= threshold[..., None, None], update, torch.zeros_like(update))
+    sizes = update.abs()
+    count = max(1, int(density * sizes.shape[-2] * sizes.shape[-1]))
+    return update * (sizes >= _least_of_largest(sizes.flatten(-2), count)[..., None, None])
+
+
+def _least_of_largest(values: Tensor, count: int) -> Tensor:
+    """The smallest (…) of the `count` largest of values (…, n)."""
+    place = values.shape[-1] - count
+    if values.device.type != "cpu":
+        return values.kthvalue(place + 1, -1).values
+    # The same number, several times faster.
+    return torch.from_numpy(numpy.partition(values.numpy(), place, -1)[..., place].copy())
 
 
 def update_energies(layers: Layers) -> Tensor:
@@ -206,30 +236,27 @@ def removed(layers: Layers, used: Sequence[Tensor]) -> Tensor:
 
 
 def square_norm(matrix: Tensor) -> Tensor:
-    """Energy (…) of matrices (…, m, n)."""
-    return energy(matrix.flatten(-2))
+    """Energy (…) of matrices (…, m, n): rows in their own number format, their sum in float64."""
+    return energy(torch.linalg.vector_norm(matrix, dim=-1))
 
 
 def nothing_removed(layers: Layers, svd: SVD) -> Merged:
     return Merged(svd, energy(svd.s), torch.zeros_like(update_energies(layers)))
 
 
-def _nearest_orthonormal(columns: Tensor) -> Tensor:
-    """The partial isometry P Q^T of columns (…, n, k) = P D Q^T, over directions that are there."""
-    basis, triangle = (part.double() for part in torch.linalg.qr(columns))
+def _nearest_isometry(triangle: Tensor) -> Tensor:
+    """The partial isometry P Q^T of triangle (…, n, k) = P D Q^T, over directions that are there."""
     left, values, right = torch.linalg.svd(triangle, full_matrices=False)
-    there = (values > _DEPENDENT * values[..., :1]).to(values)
-    nearest: Tensor = basis @ (left * there.unsqueeze(-2)) @ right
-    return nearest.to(columns)
+    present = (values > _DEPENDENT * values[..., :1]).to(values)
+    nearest: Tensor = left * present.unsqueeze(-2) @ right
+    return nearest
 
 
-def _nested(spaces: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
-    """One orthonormal basis whose first columns span the first space, the next the second, …
+def _new_directions(span: Span) -> Tensor:
+    """Which vectors of the basis are new (1) and which only fill the place of one in the spaces before (0)."""
+    return (span.triangle.diagonal(dim1=-2, dim2=-1).abs() > _DEPENDENT).to(span.triangle)
 
-    Also the coordinates of each space's vectors in it (float64), and which columns are new directions (1) or only fill
-    the place of a vector that lies in the spaces before (0).
-    """
-    basis, triangle = torch.linalg.qr(torch.cat(list(spaces), -1))
-    triangle = triangle.double()
-    new = (triangle.diagonal(dim1=-2, dim2=-1).abs() > _DEPENDENT).to(triangle)
-    return basis, list(triangle.split([space.shape[-1] for space in spaces], -1)), new
+
+def _turned(weight: float, update: Tensor) -> Tensor:
+    """Turned around where the weight is negative."""
+    return -update if weight < 0 else update

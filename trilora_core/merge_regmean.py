@@ -45,22 +45,44 @@ class RegMean:
         if key in self._factors:
             self._factors.move_to_end(key)
             return self._factors[key][0]
-        share = layers.options.prior_weight / len(layers.moments)
         device = layers.svds[0].u.device
-        parts = [(1.0, own) for own, _ in layers.moments] + [(share, prior) for _, prior in layers.moments]
-        gram = torch.stack([part * _dense(moments.to(device)) for part, moments in parts]).sum(0)
+        gram = torch.zeros(layers.moments[0][0].width, layers.moments[0][0].width, dtype=torch.float64, device=device)
+        for part, moments in self._shares(layers):
+            gram.add_(_dense(moments.to(device)), alpha=part)
         factor = _cholesky(gram)
         self._factors[key] = factor, layers.moments  # the moments too: an id is only theirs while they live
         if len(self._factors) > _CACHED:
             self._factors.popitem(last=False)
         return factor
 
+    @staticmethod
+    def _shares(layers: Layers) -> list[tuple[float, Moments]]:
+        """What is summed: C_i of each adapter, and of the C_0 those that differ, for most often all are the same."""
+        share = layers.options.prior_weight / len(layers.moments)
+        priors: list[tuple[float, Moments]] = []
+        for _, prior in layers.moments:
+            known = next((i for i, (_, one) in enumerate(priors) if _same(one, prior)), None)
+            if known is None:
+                priors.append((share, prior))
+            else:
+                priors[known] = priors[known][0] + share, priors[known][1]
+        return [(1.0, own) for own, _ in layers.moments] + priors
+
+
+def _same(a: Moments, b: Moments) -> bool:
+    """Whether two are equal bit for bit."""
+    if a is b:
+        return True
+    one, other = a.tensors(), b.tensors()
+    return a.trace == b.trace and one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
 
 def _cholesky(gram: Tensor) -> Tensor:
     """L of gram + damping · I = L · L^T; what rounding in the moments made negative is taken for 0."""
     damping = DAMPING * gram.diagonal().mean()
     damping = torch.where(damping > 0, damping, torch.ones_like(damping))
-    damped = gram + damping * torch.eye(len(gram)).to(gram)
+    damped = gram.clone()
+    damped.diagonal().add_(damping)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(damped)
     if bool(failed):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .spectral import SVD, energy
+from .merge_methods import Layers, there
 
 __all__ = ["Interference", "LayerReport", "MergeReport", "PairReport", "interference", "pair_reports"]
 
@@ -20,7 +20,7 @@ _NARROW = 4  # ranks above a quarter of the inputs overlap by their size alone
 
 
 class Interference(NamedTuple):
-    """Two adapters on a batch of layers, (B,) each, 0 to 1 but for the cosine.
+    """Each two of n adapters on a batch of layers, (B, n, n) each, 0 to 1 but for the cosine.
 
     `write` and `read` weigh the principal angles of what they write and read by S² (as `spectral.overlap`, weighted);
     `cosine` is that of the two ΔW: below 0 they cancel. `same_down`: read spaces that agree where written ones do not.
@@ -119,18 +119,21 @@ class MergeReport:
         return [*(_same_down(pair) for pair in self.pairs if pair.same_down > 0.5), *self.notes]
 
 
-def interference(a: SVD, b: SVD) -> Interference:
-    """How two adapters meet on B layers of equal shape, each SVD with the leading dimension B, as `filled` gives it."""
-    written, read = (a.u.mT @ b.u).double(), (a.vh @ b.vh.mT).double()
-    counts = torch.minimum((a.s > 0).sum(-1), (b.s > 0).sum(-1))
-    squares = [_unit((svd.s.double() / svd.s[..., :1].double().clamp_min(1e-300)).square()) for svd in (a, b)]
-    lengths = [_unit(svd.s.double()) for svd in (a, b)]
-    spaces = [energy(cosines.flatten(-2)) / counts.clamp_min(1) for cosines in (read, written)]
-    narrow = counts * _NARROW <= a.vh.shape[-1]
+def interference(layers: Layers) -> Interference:
+    """How each two of the n adapters meet on B layers of equal shape: all pairs at once, from the spans' cosines."""
+    written, read = layers.written.gram, layers.read.gram
+    present = [there(svd).double() for svd in layers.svds]
+    lengths = [svd.s.double() * mask for svd, mask in zip(layers.svds, present, strict=True)]
+    shares = [s / s[..., :1].clamp_min(1e-300) for s in lengths]
+    squares, unsigned = _side_by_side([_unit(s.square()) for s in shares]), _side_by_side(present)
+    counts = torch.stack([mask.sum(-1) for mask in present], -1)
+    counts = torch.minimum(counts.unsqueeze(-1), counts.unsqueeze(-2))
+    spaces = [_between(unsigned, cosines.square()) / counts.clamp_min(1) for cosines in (read, written)]
+    narrow = counts * _NARROW <= layers.read.columns.shape[-2]
     return Interference(
         _between(squares, written.square()).clamp(0, 1),
         _between(squares, read.square()).clamp(0, 1),
-        _between(lengths, written * read).clamp(-1, 1),
+        _between(_side_by_side([_unit(s) for s in shares]), written * read).clamp(-1, 1),
         narrow & (spaces[0] > _SHARED) & (spaces[1] < _APART),
     )
 
@@ -143,9 +146,9 @@ def pair_reports(
     for first, second in combinations(range(len(names)), 2):
         batches = found.get((first, second), ())
         if batches:
-            whole = Interference(*(torch.cat([batch[i] for batch in batches]).double() for i in range(4)))
+            whole = [torch.cat([batch[i] for batch in batches]).double() for i in range(4)]
             means = [float(values.mean()) for values in whole]
-            reports.append(PairReport(names[first], names[second], len(whole.write), *means))
+            reports.append(PairReport(names[first], names[second], len(whole[0]), *means))
     return tuple(reports)
 
 
@@ -170,6 +173,18 @@ def _unit(values: Tensor) -> Tensor:
     return values / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
-def _between(ends: Sequence[Tensor], middle: Tensor) -> Tensor:
-    """a^T · M · b of each layer."""
-    return (ends[0].unsqueeze(-2) @ middle @ ends[1].unsqueeze(-1))[..., 0, 0]
+def _side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """(B, k_i) of each adapter -> (B, Σ k_i, n), each in a column of its own and 0 for the others' directions."""
+    columns = torch.stack([torch.cat(list(weights), -1)] * len(weights), -1)
+    start = 0
+    for index, weight in enumerate(weights):
+        end = start + weight.shape[-1]
+        columns[..., :start, index] = 0
+        columns[..., end:, index] = 0
+        start = end
+    return columns
+
+
+def _between(ends: Tensor, middle: Tensor) -> Tensor:
+    """a^T · M · b of each layer for each two of `ends` (B, k, n): (B, n, n)."""
+    return ends.mT @ middle @ ends

@@ -15,7 +15,7 @@ from torch import Tensor
 from .calibration import Calibration
 from .errors import InputError
 from .fileformat import Adapter, Layer
-from .merge_methods import Layers, Merged, MergeOptions, Merger, combined, filled
+from .merge_methods import Layers, Merged, MergeOptions, Merger, combined
 from .merge_report import Interference, LayerReport, MergeReport, interference, pair_reports
 from .moments import Moments
 from .spectral import SVD, cut_rank, energy, rank_holding
@@ -119,35 +119,42 @@ class Work:
         return max(1, _BATCH_NUMBERS // size) if self._method.batched or len(owners) == 1 else 1
 
     def _one_batch(self, owners: tuple[int, ...], stems: Sequence[str]) -> None:
-        svds = {index: self._stacked(index, stems) for index in owners}
         active = [index for index in owners if self._weights[index]]
-        merged = self._of(active, stems, svds) if active else _scaled(svds[owners[0]], 0.0)
-        for index, removed in zip(active, merged.removed.sum(0).tolist(), strict=False):
-            self._own[index] += self._weights[index] ** 2 * float(energy(svds[index].s).sum())
+        weights = [self._weights[index] for index in active]
+        svds = [self._stacked(index, stems) for index in active or owners[:1]]
+        if len(active) > 1:
+            layers = self._layers(active, stems, svds, weights)
+            merged, met = self._chosen(layers)(layers), interference(layers)
+            self._note_pairs(active, met)
+        else:
+            merged, met = _scaled(svds[0], sum(weights)), None
+        energies = [weight**2 * energy(svd.s) for weight, svd in zip(weights, svds, strict=False)]
+        for index, own, removed in zip(active, energies, merged.removed.sum(0).tolist(), strict=False):
+            self._own[index] += float(own.sum())
             self._removed[index] += removed
-        there = {index: filled(svds[index]) for index in active} if len(active) > 1 else {}
-        met = {(a, b): interference(there[a], there[b]) for a, b in combinations(active, 2)}
-        met = {pair: Interference(*(part.cpu() for part in found)) for pair, found in met.items()}
-        for pair, found in met.items():
-            self._met[pair].append(found)
-        self._keep(owners, stems, merged, met, sum(self._weights[i] ** 2 * energy(svds[i].s) for i in active))
+        self._keep(owners, stems, merged, met, sum(energies))
 
     def _stacked(self, index: int, stems: Sequence[str]) -> SVD:
         """One adapter's layers as a batch, on the device."""
         svds = [self._adapters[index].layers[stem].svd for stem in stems]
         return SVD(*(torch.stack(parts).to(self._device) for parts in zip(*svds, strict=True)))
 
-    def _of(self, active: Sequence[int], stems: Sequence[str], svds: dict[int, SVD]) -> Merged:
-        weights = [self._weights[index] for index in active]
-        if len(active) == 1:
-            return _scaled(svds[active[0]], weights[0])
-        merger = self._merger
-        moments: tuple[tuple[Moments, Moments], ...] = ()
-        if self._calibrations:
-            moments = self._moments(active, stems[0])
-            merger = merger if moments else combined
-            self._uncalibrated += not moments
-        return merger(Layers(stems, active, [svds[index] for index in active], weights, self._options, moments))
+    def _layers(
+        self, active: Sequence[int], stems: Sequence[str], svds: Sequence[SVD], weights: Sequence[float]
+    ) -> Layers:
+        moments = self._moments(active, stems[0]) if self._calibrations else ()
+        return Layers(stems, active, svds, weights, self._options, moments)
+
+    def _chosen(self, layers: Layers) -> Merger:
+        """The method, or the sum where it lacks calibrations."""
+        if not self._calibrations or layers.moments:
+            return self._merger
+        self._uncalibrated += 1
+        return combined
+
+    def _note_pairs(self, active: Sequence[int], met: Interference) -> None:
+        for (i, a), (j, b) in combinations(enumerate(active), 2):
+            self._met[a, b].append(Interference(*(part[:, i, j].cpu() for part in met)))
 
     def _moments(self, active: Sequence[int], stem: str) -> tuple[tuple[Moments, Moments], ...]:
         """The moments of one layer for each adapter, () where a calibration lacks it."""
@@ -159,35 +166,30 @@ class Work:
         return tuple(pair for pair in found if pair is not None) if all(found) else ()
 
     def _keep(
-        self,
-        owners: tuple[int, ...],
-        stems: Sequence[str],
-        merged: Merged,
-        met: dict[tuple[int, int], Interference],
-        own: Any,
+        self, owners: tuple[int, ...], stems: Sequence[str], merged: Merged, met: Interference | None, own: Any
     ) -> None:
         """Cut the layers of a batch and note what is told of them."""
         svd = SVD(*(part.cpu() for part in merged.svd))
         whole, removed = merged.whole.double().cpu(), merged.removed.double().sum(-1).cpu()
-        shares = removed / torch.as_tensor(own).double().cpu().clamp_min(1e-300)
-        for place, stem in enumerate(stems):
-            found = SVD(svd.u[place], svd.s[place], svd.vh[place])
-            kept = _cut(found, whole[place], self._options)
-            before, after = float(whole[place]), float(energy(kept.s))
-            self._sums += torch.tensor([before, after], dtype=torch.float64)
-            kernel = self._adapters[owners[0]].layers[stem].kernel
-            self._merged[stem] = Layer(kept, kernel)
-            share = min(1.0, after / before) if before else 1.0
-            pairs = [[float(part[place]) for part in pair[:3]] for pair in met.values()]
-            self._told[stem] = LayerReport(owners, len(kept.s), share, float(shares[place]), *_worst(pairs))
+        shares = (removed / torch.as_tensor(own).double().cpu().clamp_min(1e-300)).tolist()
+        kept = [_cut(SVD(*parts), total, self._options) for *parts, total in zip(*svd, whole, strict=True)]
+        after = torch.stack([energy(found.s) for found in kept])
+        self._sums += torch.stack([whole.sum(), after.sum()])
+        left = torch.where(whole > 0, after / whole, torch.ones_like(whole)).clamp_max(1.0).tolist()
+        worst = _worst(met) if met else [(0.0, 0.0, 0.0)] * len(stems)
+        for stem, found, share, lost, overlaps in zip(stems, kept, left, shares, worst, strict=True):
+            self._merged[stem] = Layer(found, self._adapters[owners[0]].layers[stem].kernel)
+            self._told[stem] = LayerReport(owners, len(found.s), share, lost, *overlaps)
 
 
-def _worst(pairs: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """The largest overlaps of a layer over all pairs, and the cosine furthest from 0."""
-    if not pairs:
-        return 0.0, 0.0, 0.0
-    write, read, cosine = zip(*pairs, strict=True)
-    return max(write), max(read), max(cosine, key=abs)
+def _worst(met: Interference) -> list[tuple[float, float, float]]:
+    """The largest overlaps of each layer over all pairs, and the cosine furthest from 0."""
+    first, second = torch.triu_indices(met.write.shape[-2], met.write.shape[-1], offset=1)
+    write, read, cosine = (part[:, first, second].cpu() for part in met[:3])
+    furthest = cosine.gather(-1, cosine.abs().argmax(-1, keepdim=True))
+    table: list[tuple[float, float, float]]
+    table = torch.stack([write.amax(-1), read.amax(-1), furthest[:, 0]], -1).tolist()
+    return table
 
 
 def _scaled(svd: SVD, weight: float) -> Merged:
@@ -201,7 +203,7 @@ def _cut(svd: SVD, whole: Tensor, options: MergeOptions) -> SVD:
     rank = options.rank or len(svd.s)
     if options.keep_energy < 1:
         rank = min(rank, rank_holding(svd.s, options.keep_energy, whole))
-    return cut_rank(svd, rank)[0]
+    return cut_rank(svd, rank)[0] if rank < len(svd.s) else svd
 
 
 def _check_shapes(stem: str, layers: Sequence[Layer]) -> None:

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from .config import AdapterConfig, to_json
+from .content import content_of
 from .data.captions import tags as split_tags
 from .errors import InputError
 from .fileformat import Adapter
@@ -23,6 +25,7 @@ from .spectral import effective_rank
 
 if TYPE_CHECKING:
     from .data.dataset import Dataset
+    from .protocols import Denoiser
     from .train import Run
 
 __all__ = [
@@ -88,6 +91,7 @@ def training_metadata(run: Run, *, started: float, finished: bool, name: str) ->
             "trilora.config": to_json(run.config),
             "trilora.base_name": run.denoiser.base_name,
             "trilora.base_fingerprint": run.denoiser.base_fingerprint,
+            "trilora.base_content": _content(run.denoiser),
             "trilora.data_hash": run.dataset.content_hash,
             "trilora.fingerprint": run.fingerprint(),
             "trilora.finished": "true" if finished else "false",
@@ -95,6 +99,15 @@ def training_metadata(run: Run, *, started: float, finished: bool, name: str) ->
         }
         | ({"trilora.calibration_key": run.calibration_key} if run.calibration_key else {})
     )
+
+
+_CONTENTS: WeakKeyDictionary[Denoiser, str] = WeakKeyDictionary()  # a run saves more than once
+
+
+def _content(denoiser: Denoiser) -> str:
+    if denoiser not in _CONTENTS:
+        _CONTENTS[denoiser] = content_of(denoiser.targets())
+    return _CONTENTS[denoiser]
 
 
 def _kohya_entries(run: Run, started: float, name: str) -> dict[str, str]:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from .adapter import derive_seed
 from .batches import Row, masks_of
+from .config import TrainConfig
 from .data.dataset import Dataset, Item
 from .errors import InputError
 from .objective import mse_per_sample
 from .train import Run
 
-__all__ = ["Measure", "Monitor", "best_measure", "split", "waited"]
+__all__ = ["Measure", "Monitor", "best_measure", "learned_from", "split", "waited"]
 
 _LOOKS_EACH = 4  # at each picture, one in each quarter of the times
 _LOOKS_AT_MOST = 64  # in total: a measure is to cost seconds, and more looks would say the same
@@ -57,6 +58,12 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     held = set(contents[: min(max(1, round(share * len(contents))), len(contents) - 1)])
     inside = [_content(item) in held for item in dataset.items]
     return _part(dataset, [not held for held in inside]), _part(dataset, inside)
+
+
+def learned_from(dataset: Dataset, config: TrainConfig) -> Dataset:
+    """What a run of this configuration trains on: all but what its validation_share and seed hold out."""
+    share = config.monitor.validation_share
+    return split(dataset, share, config.seed)[0] if share else dataset
 
 
 def best_measure(measures: Sequence[Measure]) -> Measure | None:

@@ -1,4 +1,4 @@
-"""Tensor algebra of factored updates: canonical form, truncation, spectra, overlap, weighted sums.
+"""Tensor algebra of factored updates: canonical form, truncation, spectra, overlap.
 
 Everything here works on ΔW = u · diag(s) · vh without ever forming ΔW, in float32 (float64 where the input is float64)
 and without gradients.
@@ -21,7 +21,6 @@ __all__ = [
     "balanced",
     "canonical",
     "canonical_many",
-    "combine",
     "cut_energy",
     "cut_rank",
     "cut_threshold",
@@ -207,24 +206,6 @@ def overlap(a: SVD, b: SVD, *, side: str = "both", weighted: bool = False) -> fl
     return min(1.0, max(0.0, sum(values) / len(values)))
 
 
-def combine(svds: Sequence[SVD], weights: Sequence[float]) -> SVD:
-    """The exact sum of weights[i] · ΔW_i in canonical form: concatenated factors, two QRs, SVD of the core.
-
-    k = min(sum of the ranks, out, in). Raises InputError for no adapters, unlike lengths or unlike shapes.
-    """
-    if not svds or len(svds) != len(weights):
-        raise InputError(f"{len(svds)} adapters and {len(weights)} weights: give one weight for each, and at least one")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise InputError(f"weights {list(weights)}: each must be a finite number")
-    shapes = [(*svd.u.shape[:-1], svd.vh.shape[-1]) for svd in svds]
-    if len(set(shapes)) > 1:
-        raise InputError(f"layers of shapes {shapes} cannot be summed: all must adapt the same layer")
-    up = torch.cat([svd.u for svd in svds], -1)
-    down = torch.cat([svd.vh for svd in svds], -2)
-    sigma = torch.cat([weight * svd.s for svd, weight in zip(svds, weights, strict=True)], -1)
-    return canonical(up, down, sigma)
-
-
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -280,8 +261,7 @@ def _reflected(reflectors: Tensor, tau: Tensor, columns: Tensor) -> Tensor:
 
 def _signed(svd: SVD) -> SVD:
     """The largest entry of each column of u made positive, so that equal weights give equal directions."""
-    largest = svd.u.gather(-2, svd.u.abs().argmax(-2, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(svd.u.dtype)
+    sign = torch.where(svd.u.amax(-2, keepdim=True) < -svd.u.amin(-2, keepdim=True), -1.0, 1.0).to(svd.u.dtype)
     return SVD(svd.u * sign, svd.s, sign.mT * svd.vh)
 
 

@@ -14,8 +14,8 @@ __all__ = ["other_base"]
 def other_base(adapter: Adapter, patcher: Any) -> str:
     """Name both models where the adapter tells of another one than this, "" where it is the same or nothing is told.
 
-    The content decides where both sides know it by the same measure; a file of the same name counts as the same, for
-    the command line measures otherwise.
+    Equal weights are the same model, whatever its file is called. A file of the same name counts as the same too: a
+    number format that rounds it otherwise gives other weights.
     """
     trained_on, name = (adapter.metadata.get(f"trilora.base_{what}", "") for what in ("fingerprint", "name"))
     if not trained_on:
@@ -24,6 +24,7 @@ def other_base(adapter: Adapter, patcher: Any) -> str:
         known, title = models.base_name(patcher), models.detect(patcher.model).title
         same = trained_on == models.bare_fingerprint(patcher)
         same = same or (bool(patcher.patches) and trained_on == models.fingerprint(patcher))
+        same = same or adapter.metadata.get("trilora.base_content") == models.bare_content(patcher)
     except InputError:  # an inpainting model, for example: its layers fit, but it was not trained on
         known, title, same = "", type(patcher.model.model_config).__name__, False
     if same or (name == known and known != title):

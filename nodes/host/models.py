@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ...trilora_core.adapter import Target
 from ...trilora_core.config import LayerConfig
+from ...trilora_core.content import content_of
 from ...trilora_core.errors import InputError
 from ...trilora_core.layers import DEFAULT, choose, kinds_of
 
 __all__ = [
     "Architecture",
+    "bare_content",
     "bare_fingerprint",
     "base_name",
     "blocks",
@@ -108,7 +110,7 @@ def detect(model: Any) -> Architecture:
             return architecture
     known = ", ".join(architecture.title for architecture in ARCHITECTURES)
     kind = f"{type(model).__name__} ({type(model.model_config).__name__})"
-    raise InputError(f"this model is a {kind}; training knows {known}: give a model of one of these kinds")
+    raise InputError(f"this model is a {kind}; known kinds are {known}: give a model of one of these")
 
 
 def targets(patcher: Any, layers: LayerConfig = DEFAULT) -> dict[str, Target]:
@@ -169,6 +171,16 @@ def bare_fingerprint(patcher: Any) -> str:
         schedule = _schedule(patcher.model.model_sampling)
         _BARE[patcher.model] = fingerprint_modules([*unpatched_weights(patcher), schedule])
     return _BARE[patcher.model]
+
+
+_CONTENTS: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def bare_content(patcher: Any) -> str:
+    """What the model is by the layers that other programs know too, without patches; found once a model."""
+    if patcher.model not in _CONTENTS:
+        _CONTENTS[patcher.model] = content_of(targets(patcher))
+    return _CONTENTS[patcher.model]
 
 
 def _schedule(sampling: Any) -> tuple[str, Any]:

@@ -93,8 +93,8 @@ def bounds(host: Host) -> dict[str, Any]:
 def test_models_that_cannot_be_trained_are_refused(host: Host) -> None:
     refused = bounds(host)["refused"]
     assert refused["sd2"] == (
-        "InputError: this model is a BaseModel (SD20); training knows SD 1.5, SDXL, SD3, Flux: give a model of one of"
-        " these kinds"
+        "InputError: this model is a BaseModel (SD20); known kinds are SD 1.5, SDXL, SD3, Flux: give a model of one of"
+        " these"
     )
     assert "takes 9 channels where a text-to-image model takes 4" in refused["inpainting"]
 

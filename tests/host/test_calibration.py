@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .client import Graph
 from .discovery import Host
 from .in_process import run_in_host
 from .server import Server
-from .test_train_control import LAYERS, OPTIMIZER
+from .test_train_control import LAYERS, MONITOR, OPTIMIZER
 
 FLUX_SINCE = (0, 14)  # older hosts fix Flux's width at 3072, which is too large for a test
 INPUTS = {"sd15": (32, 17), "sdxl": (80, 41), "sd3": (19, 9), "flux": (12, 12)}  # layers, distinct inputs
@@ -103,6 +104,20 @@ def test_the_node_calibrates_once_and_training_starts_from_it(server: Server) ->
     server.client.run(contrasted("with_other_prompts", calibrate={**PROMPTS, "prior_prompts": "a cat"}))
     assert kept.with_name("mine_2.calibration.safetensors").is_file()
     assert kept.stat().st_mtime_ns == before
+
+
+def test_what_training_holds_out_is_not_looked_at(server: Server) -> None:
+    """With the same options and seed, the calibration is of the very pictures that the adapter says it learned from."""
+    graph = contrasted("held_out", calibrate={"prior_prompts": "a dog", "name": "part", "seed": 7}, seed=7)
+    inputs = MONITOR | {"validation_share": 0.4, "options": ["layers", 0]}
+    graph["monitor"] = {"class_type": "TriLoRAMonitorOptions", "inputs": inputs}
+    for node in ("calibrate", "train"):
+        graph[node]["inputs"]["options"] = ["monitor", 0]
+    server.client.run(graph)
+    facts = json.loads(metadata(server.loras / "trilora/part.calibration.safetensors")["trilora.calibration"])["facts"]
+    assert facts["data_hash"] == metadata(server.loras / "trilora/held_out.safetensors")["trilora.data_hash"]
+    whole = json.loads(metadata(server.loras / "trilora/mine.calibration.safetensors")["trilora.calibration"])["facts"]
+    assert facts["data_hash"] != whole["data_hash"]
 
 
 def error(server: Server, graph: Graph) -> str:

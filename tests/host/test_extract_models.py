@@ -76,7 +76,7 @@ def test_equal_models_are_named(answer: dict[str, Any]) -> None:
         ("architectures", ["are sd3 and sd15: models of two architectures have no difference"]),
         ("text_fp8", ["lora_te_text_model_encoder_layers_0_", "is stored in fp8 or quantised"]),
         ("one_clip", ["clip_tuned is connected, clip_base is not", "connect both, or neither"]),
-        ("unknown", ["this model is a BaseModel (SD15)", "give a model of one of these kinds"]),
+        ("unknown", ["this model is a BaseModel (SD15)", "known kinds are SD 1.5, SDXL"]),
         ("other_clips", ["clips are connected", "(sd3) cannot be compared", "disconnect both clips"]),
     ],
 )

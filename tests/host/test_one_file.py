@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.adapters import dense, relative_error
+from trilora_core.adapter import Target
+from trilora_core.config import LayerConfig
+from trilora_core.content import content_of
 from trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from trilora_core.keys import stem_of_diffusers_module
-from trilora_core.layers import kinds_of
+from trilora_core.layers import choose, kinds_of
 
 from .discovery import Host
 from .in_process import run_in_host
@@ -51,7 +54,13 @@ def test_three_readers_one_change(host: Host, kind: str, tmp_path: Path) -> None
     file = tmp_path / "one.safetensors"
     write_adapter(file, Adapter(adapter.layers, {}), dtype=torch.float16)
     paths = {way: str(tmp_path / f"{way}.safetensors") for way in ("ours", "native")}
-    counts = run_in_host(host, "one_file", {"kind": kind, "file": str(file), **paths})
+    frozen = {stem: Target(unet.get_submodule(path)) for stem, path in modules.items()}
+    frozen = {stem: frozen[stem] for stem in choose(kinds_of(frozen, kind), LayerConfig())}
+    weights = tmp_path / "weights.safetensors"
+    save_file({stem: target.base_weight().contiguous() for stem, target in frozen.items()}, weights)
+    given = {"kind": kind, "file": str(file), "weights": str(weights), **paths}
+    counts = run_in_host(host, "one_file", given)
+    assert counts.pop("content") == content_of(frozen), "equal weights are one model, in diffusers and in ComfyUI"
     assert counts == {"ours": LAYERS[kind], "native": LAYERS[kind]}
     read = {way: load_file(path) for way, path in paths.items()}
     read["diffusers"] = _changes_in_diffusers(pipeline(kind, unet), modules, file)

@@ -98,7 +98,7 @@ INPUTS: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["options", "spectrum_every", "preview_steps", "preview_cfg", "preview_resolution"],
     ),
-    "TriLoRACalibrate": (["model", "dataset"], ["prior_prompts", "name", "options"]),
+    "TriLoRACalibrate": (["model", "dataset"], ["prior_prompts", "name", "options", "seed"]),
     "TrainTriLoRA": (
         ["model", "dataset", "name", "rank", "steps", "learning_rate", "batch_size", "seed", "resume"],
         ["options", "start_from", "prior", "calibration"],

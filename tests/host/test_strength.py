@@ -77,6 +77,7 @@ def test_what_is_wrong_is_said(figures: dict[str, Any]) -> None:
 def test_another_base_is_named(figures: dict[str, Any]) -> None:
     found = figures["bases"]
     assert found["same"] == [""] * 3 and found["nothing"] == [""] * 2 and found["same_name"] == ""
+    assert found["content"] == "", "equal weights, whatever the program that trained and the name of the file"
     assert found["another"] == ('the adapter was trained on "photo", this model is "dream": it may look different here')
     assert found["kind"].startswith("the adapter was trained on another SD 1.5 model than this one")
     assert found["untrainable"].startswith('the adapter was trained on "dream", not on this SD15')

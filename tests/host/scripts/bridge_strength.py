@@ -260,8 +260,8 @@ def bases(pack, nodes):
     patched = applied(nodes, model, models.adapter(pack, {K: SHAPES[K]}), 0.5)
     core = import_module(".trilora_core.fileformat", pack.__name__)
 
-    def told(patcher, fingerprint, name):
-        metadata = {"trilora.base_fingerprint": fingerprint, "trilora.base_name": name}
+    def told(patcher, fingerprint, name, content=""):
+        metadata = {"trilora.base_fingerprint": fingerprint, "trilora.base_name": name, "trilora.base_content": content}
         return other.other_base(core.Adapter({}, {key: value for key, value in metadata.items() if value}), patcher)
 
     named = model.clone()
@@ -269,6 +269,7 @@ def bases(pack, nodes):
     return {
         "same": [told(model, own, "x"), told(patched, again, "x"), told(patched, host.fingerprint(patched), "x")],
         "nothing": [told(model, "", ""), told(model, "", "dream")],
+        "content": told(named, "0" * 64, "photo", host.bare_content(model)),
         "another": told(named, "0" * 64, "photo"),
         "same_name": told(named, "0" * 64, "dream"),
         "kind": told(model, "0" * 64, host.base_name(model)),

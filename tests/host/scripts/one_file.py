@@ -36,10 +36,14 @@ SDXL = {
 }
 
 
-def main(pack: Any, arguments: dict[str, str]) -> dict[str, int]:
-    """Write the changes of every layer, by stem, to arguments["ours"] and arguments["native"]; how many there are."""
+def main(pack: Any, arguments: dict[str, str]) -> dict[str, int | str]:
+    """Write the changes of every layer, by stem, to arguments["ours"] and arguments["native"]; how many there are.
+
+    Also what the model is by its content, once it has the weights of arguments["weights"].
+    """
     config = {"sd15": comfy.supported_models.SD15(SD15), "sdxl": comfy.supported_models.SDXL(SDXL)}
     patcher = models._patcher(config[arguments["kind"]], torch.float32)
+    content = _content(pack, patcher, arguments["weights"])
     adapter = import_module(".trilora_core.fileformat", pack.__name__).read_adapter(arguments["file"])
     apply = import_module(".nodes.host.patching", pack.__name__).apply
     ours, _ = apply(adapter, patcher, 1.0)
@@ -48,7 +52,7 @@ def main(pack: Any, arguments: dict[str, str]) -> dict[str, int]:
     )
     base = models.snapshot(patcher)
     names = comfy.lora.model_lora_keys_unet(patcher.model, {})
-    counts = {}
+    counts: dict[str, int | str] = {"content": content}
     for way, patched in (("ours", ours), ("native", native)):
         loaded = models.snapshot_loaded(patched)
         keys = {stem: names[stem] for stem in adapter.layers}
@@ -57,3 +61,17 @@ def main(pack: Any, arguments: dict[str, str]) -> dict[str, int]:
         counts[way] = len(changes)
         models.unload()
     return counts
+
+
+def _content(pack: Any, patcher: Any, weights: str) -> str:
+    """The content of the model with these weights of its attention, by stem."""
+    bridge = import_module(".nodes.host.models", pack.__name__)
+    config = patcher.model.model_config
+    config.unet_config = {**config.unet_config, "context_dim": 768}  # by which an SD1.5 is told
+    given = comfy.utils.load_torch_file(weights, safe_load=True)
+    targets = bridge.targets(patcher)
+    assert targets.keys() == given.keys()
+    with torch.no_grad():
+        for stem, target in targets.items():
+            target.module.weight.copy_(given[stem].reshape(target.module.weight.shape))
+    return bridge.bare_content(patcher)

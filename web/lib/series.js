@@ -71,15 +71,18 @@ export function joined(...ranges) {
   return [Math.min(...there.map((range) => range[0])), Math.max(...there.map((range) => range[1]))];
 }
 
+/** Whether a range is wider than the rounding of its ends: a mean of equal numbers is often off by the last bit. */
+const isWide = (low, high) => high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high));
+
 /** A range with room around it, never empty, and not below zero for what never is. */
 export function roomy([low, high], share = 0.08) {
-  const room = high > low ? (high - low) * share : Math.abs(high) * 0.1 || 1;
+  const room = isWide(low, high) ? (high - low) * share : Math.abs(high) * 0.1 || 1;
   return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
 }
 
 /** About `count` round numbers within [low, high]: multiples of 1, 2 or 5 times a power of ten. */
 export function ticks(low, high, count) {
-  if (!(high > low)) return [low];
+  if (!isWide(low, high)) return [low];
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;

@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MARKS = (1.0, 0.95, 0.9)  # of LoRA's way from the base's held-out loss to its own
 RESAMPLED = 2000
+SHOWN = ("lora", "svd-mean", "contrast world", "keep 0.1 world", "keep 0.3 world", "keep 1 world")  # in the plot
 Point = tuple[float, float]  # held-out loss, drift
 
 
@@ -190,8 +191,7 @@ def main() -> None:
     rates = best_rates(records, chosen.tuned_on)
     print(table(compare(records, rates, chosen.seeds)))
     if chosen.plot:
-        shown = ["lora", "contrast", *sorted(m for m in rates if m.startswith(("keep", "both")))]
-        plot(records, rates, shown, chosen.seeds, chosen.plot)
+        plot(records, rates, SHOWN, chosen.seeds, chosen.plot)
 
 
 if __name__ == "__main__":

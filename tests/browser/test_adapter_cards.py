@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +19,10 @@ from trilora_core.keys import guess_architecture
 from trilora_core.spectral import canonical
 from trilora_core.weights import open_weights
 
+from .conftest import CHROMIUM, QUIET, needs_panels
+
 playwright = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 RANK = 6
 STYLE, SUBJECT, OTHER, HOSTILE, BARE = (f"cards/{n}.safetensors" for n in ("style", "subject", "xl", "hostile", "bare"))
 TOLD = "cards_told_sd15.safetensors"
@@ -48,6 +46,7 @@ def adapter(seed: int, **metadata: str) -> Adapter:
 @pytest.fixture(scope="module")
 def files(server: Server) -> None:
     """Adapters of every kind that a card may meet, and a checkpoint that tells what it is."""
+    needs_panels(server)
     folder = server.loras
     picture = Image.radial_gradient("L").convert("RGB")
     told = {"ss_sd_model_name": "photon", "trilora__architecture": "sd15", "trilora__base_name": "photon"}

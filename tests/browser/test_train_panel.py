@@ -16,7 +16,7 @@ from PIL import Image
 from tests.host.discovery import PACK
 from tests.host.server import CHECKPOINT, PICTURES, Server
 
-from .conftest import ready
+from .conftest import needs_panels, ready
 
 SIDE = 64  # of pictures, in pixels
 MODES = {"classic": False, "nodes-2": True}
@@ -166,6 +166,11 @@ def queue(page: Any) -> str:
     with page.expect_response("**/api/prompt") as answer:
         page.evaluate("window.app.queuePrompt(0)")
     return answer.value.json()["prompt_id"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _front_end(server: Server) -> None:
+    needs_panels(server)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -186,8 +186,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--tuned-on", type=int, nargs="+", default=[100, 101])
+    parser.add_argument("--steps", type=int, default=200, help="of the runs that are compared (default: 200)")
     chosen = parser.parse_args()
-    records = load(chosen.results)
+    records = [record for record in load(chosen.results) if record["steps"] == chosen.steps]
     rates = best_rates(records, chosen.tuned_on)
     print(table(compare(records, rates, chosen.seeds)))
     if chosen.plot:

@@ -130,6 +130,7 @@ class Client:
     def free(self) -> None:
         """Unload models and forget cached outputs before the next graph."""
         self.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1)  # the host only notes it down; a graph that is queued at once may come before it
 
     def images(self, outcome: Outcome, node: str) -> list[np.ndarray]:
         """Pictures that a save or preview node made, uint8 (H, W, 3)."""

@@ -24,7 +24,8 @@ def other_base(adapter: Adapter, patcher: Any) -> str:
         known, title = models.base_name(patcher), models.detect(patcher.model).title
         same = trained_on == models.bare_fingerprint(patcher)
         same = same or (bool(patcher.patches) and trained_on == models.fingerprint(patcher))
-        same = same or adapter.metadata.get("trilora.base_content") == models.bare_content(patcher)
+        content = adapter.metadata.get("trilora.base_content")
+        same = same or (content is not None and content == models.bare_content(patcher))
     except InputError:  # an inpainting model, for example: its layers fit, but it was not trained on
         known, title, same = "", type(patcher.model.model_config).__name__, False
     if same or (name == known and known != title):

@@ -124,6 +124,8 @@ def _asking(ask: Callable[[_Entry, Run], str]) -> Callable[[web.Request], web.Re
 
 
 def _stop(_entry: _Entry, run: Run) -> str:
+    if not run.step:
+        return "there is nothing to keep before the first step: wait for it, or cancel the queue"
     run.request_stop()
     return ""
 

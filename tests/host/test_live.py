@@ -177,6 +177,20 @@ def test_save_and_preview_now_change_nothing(server: Server) -> None:
         assert refusal(server, f"/trilora/{what}", {"run": 3})[0] == 400
 
 
+def test_before_the_first_step_there_is_nothing_to_keep(server: Server) -> None:
+    """The previews of the start take their time here."""
+    monitor = {"preview_every": 100, "preview_prompts": "a thing", "preview_steps": 900}
+    prompt = server.client.queue(watched("early", monitor=monitor, steps=5000))
+    try:
+        mine = until(lambda: [run for run in server.client.get("/trilora/runs") if run["name"] == "early"])[-1]["run"]
+        until(lambda: server.client.get(f"/trilora/runs/{mine}")["state"] == "training")
+        status, why = refusal(server, "/trilora/stop", {"run": mine})
+        assert status == 409 and "before the first step" in why
+    finally:
+        server.client.interrupt()
+    assert server.client.wait(prompt, timeout=60).status == "interrupted"
+
+
 def test_a_run_that_fails_keeps_its_curve_and_says_why(server: Server) -> None:
     with under_way(server, workflow.training("cut", steps=5000)) as (prompt, run):
         status, why = refusal(server, "/trilora/preview", {"run": run["run"]})

@@ -1,5 +1,5 @@
 # make demo    train a small adapter on this machine and show what it changed (about 3 minutes on two CPU cores)
-# make test    every test tier that this machine allows
+# make test    every test tier that this machine allows, in two lanes side by side
 # make lint    ruff: lint and format
 # make types   mypy, strict, on trilora_core
 # make clean   remove the virtual environment, the demo's output and caches
@@ -22,7 +22,7 @@ demo: .venv/.standalone
 	$(BIN)/python -m trilora_core demo
 
 test: .venv/.dev
-	$(BIN)/pytest --cov --cov-report=term $(PYTEST_FLAGS)
+	$(BIN)/python tests/lanes.py $(PYTEST_FLAGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

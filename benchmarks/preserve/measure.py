@@ -30,6 +30,8 @@ BATCH, RANK = 3, 8
 MEASURED = (10, 25, 50, 75, 100, 150, 200)
 STRENGTHS = (0.35, 0.5, 0.65, 0.8, 0.9)
 LOOKS = 24
+GUIDANCE = 2.0  # what the demo draws with
+DRAWN, DRAWN_STEPS = 6, 10
 
 
 class Bench:
@@ -46,6 +48,11 @@ class Bench:
         self._calibrations: dict[tuple[str, str], Calibration] = {}
         self.drift_rows = self.rows(self.encoded(known(LOOKS, "drift")))
         self.base_drift = self._asked(self.drift_rows)
+        (empty,) = self.encoder.captions([""])
+        self.empty_rows = [replace(row, sample=replace(row.sample, cond=empty, text="")) for row in self.drift_rows]
+        self.base_empty = self._asked(self.empty_rows)
+        self.empty = empty
+        self.base_drawn = drawn(self, 1)
 
     def encoded(self, found: list) -> Dataset:
         latents = [self.encoder.pictures(to_tensor(image)[None])[0] for image, _ in found]
@@ -76,15 +83,18 @@ class Bench:
         return self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])[0]
 
     def captions(self, kind: str, concept: str) -> list[str]:
-        """Those of the base's world, of which none is measured; the concept's own without the trigger word, in turn
-        with the built-in ones; none for the built-in ones alone."""
+        """Those of the base's world, of which none is measured, as they are or every fourth the empty one; the
+        concept's own without the trigger word, in turn with the built-in ones; none for the built-in ones alone."""
         if kind == "own":
             own = [text.replace(TRIGGERS[concept], "") for _, text in pictures(concept)[:SHOWN]]
             return [text for index, broad in enumerate(BROAD) for text in (own[index % SHOWN], broad)]
-        if kind != "world":
+        if not kind.startswith("world"):
             return []
         measured = {text for _, text in known(LOOKS, "drift")}
-        return [text for text in dict.fromkeys(text for _, text in known(120, "prior")) if text not in measured]
+        texts = [text for text in dict.fromkeys(text for _, text in known(120, "prior")) if text not in measured]
+        if kind == "world":
+            return texts
+        return [text for index, own in enumerate(texts) for text in ([own] if index % 3 else ["", own])]
 
     def calibration(self, concept: str, captions: str) -> Calibration:
         """Of this concept, against broad captions or those of the base's world."""
@@ -109,7 +119,8 @@ class Bench:
         lines: list[Line | KeptLine] = [Line(data, task.seed, BATCH, 1.0, "order")]
         if "keep" in method:
             amount = Amount(**method["keep"])
-            lines.append(KeptLine(self.kept(task.concept, amount, method.get("captions", "broad")), task.seed, BATCH))
+            line = Early if "early" in method else KeptLine
+            lines.append(line(self.kept(task.concept, amount, method.get("captions", "broad")), task.seed, BATCH))
         return lines
 
     def adapter(self, method: dict, task: Task) -> TriLoRA:
@@ -119,6 +130,13 @@ class Bench:
         config = AdapterConfig(rank=RANK, method=method.get("method", "trilora"), init=init)
         adapter = TriLoRA.create(self.targets, config, seed=task.seed, data_hash=task.concept, calibration=calibration)
         return started(adapter, calibration, method["tries"]) if "tries" in method and calibration else adapter
+
+
+class Early(KeptLine):
+    """Points count by the square of their u, three times as much at pure noise, where a picture's plan is made."""
+
+    def batch(self, step: int) -> list[Row]:
+        return [replace(row, weight=3 * row.weight * float(row.u) ** 2) for row in super().batch(step)]
 
 
 def run_together(bench: Bench, methods: Sequence[dict], tasks: Sequence[Task]) -> list[dict]:
@@ -154,17 +172,46 @@ def run_together(bench: Bench, methods: Sequence[dict], tasks: Sequence[Task]) -
     ]
 
 
-def _note(into: list[list], at: float, found: list[tuple[float, float]]) -> None:
-    for curve, pair in zip(into, found, strict=True):
-        curve.append([at, *(round(value, 6) for value in pair)])
+def _note(into: list[list], at: float, found: list[list[float]]) -> None:
+    for curve, values in zip(into, found, strict=True):
+        curve.append([at, *(round(value, 6) for value in values)])
 
 
 @torch.no_grad()
-def measured(bench: Bench, fleet: Fleet, held: list[list[Row]], strength: float = 1.0) -> list[tuple[float, float]]:
-    """Of each run: held-out loss, and the change of predictions on what the base knows, relative to their square."""
+def measured(bench: Bench, fleet: Fleet, held: list[list[Row]], strength: float = 1.0) -> list[list[float]]:
+    """Of each run: held-out loss, and the change of predictions on what the base knows, relative to their square.
+
+    That of the predictions for captions, of those for the empty one on the same pictures, and of guided ones.
+    """
     with fleet.attached(strength):
         prediction, target = fleet.asked(held)
         now, _ = fleet.asked([bench.drift_rows] * fleet.count)
+        empty, _ = fleet.asked([bench.empty_rows] * fleet.count)
+        pictures = drawn(bench, fleet.count)
     errors = (prediction - target).square().flatten(1).mean(dim=1)
-    drifts = (now - bench.base_drift).square().flatten(1).mean(dim=1) / bench.base_drift.square().mean()
-    return list(zip(errors.tolist(), drifts.tolist(), strict=True))
+    guided, base_guided = (e + GUIDANCE * (c - e) for c, e in ((now, empty), (bench.base_drift, bench.base_empty)))
+    drifts = [_change(now, bench.base_drift), _change(empty, bench.base_empty), _change(guided, base_guided)]
+    drifts.append(_change(pictures, bench.base_drawn))
+    return [list(values) for values in zip(errors.tolist(), *drifts, strict=True)]
+
+
+@torch.no_grad()
+def drawn(bench: Bench, count: int) -> Tensor:
+    """Latents (count, DRAWN, C, h, w) of guided pictures of what the base knows, for as many runs as are attached."""
+    rows = bench.drift_rows[:DRAWN]
+    noise = torch.stack([row.noise for row in rows]).repeat(count, 1, 1, 1)
+    cond = [row.sample.cond for row in rows] * count
+    clean, times = torch.zeros_like(noise), bench.denoiser.times(torch.linspace(1, 0, DRAWN_STEPS + 1)[:-1])
+    for moment in times:
+        many = moment.repeat(len(noise))
+        given, target = bench.denoiser.predict(clean, noise, many, cond)
+        free, _ = bench.denoiser.predict(clean, noise, many, [bench.empty] * len(cond))
+        change = free + GUIDANCE * (given - free) - target
+        ratio = bench.denoiser.snr(moment[None]).sqrt().view(1, 1, 1, 1)
+        spread = (1 + ratio.square()).rsqrt()
+        clean, noise = clean - spread * change, noise + ratio * spread * change  # the demo's base predicts v
+    return clean.unflatten(0, (count, DRAWN))
+
+
+def _change(now: Tensor, base: Tensor) -> list[float]:
+    return ((now - base).square().flatten(1).mean(dim=1) / base.square().mean()).tolist()

@@ -39,6 +39,10 @@ METHODS: dict[str, dict] = {
     "both 10 world": {"init": "contrast", "keep": {"weight": 10.0}, "captions": "world"},
     "keep 3 own": {"keep": {"weight": 3.0}, "captions": "own"},
     "both 3 own": {"init": "contrast", "keep": {"weight": 3.0}, "captions": "own"},
+    "keep 0.1 world empty": {"keep": {"weight": 0.1}, "captions": "world empty"},
+    "keep 0.3 world empty": {"keep": {"weight": 0.3}, "captions": "world empty"},
+    "keep 0.1 world early": {"keep": {"weight": 0.1}, "captions": "world", "early": True},
+    "keep 0.3 world early": {"keep": {"weight": 0.3}, "captions": "world", "early": True},
     "penalty 1": {"tries": {"penalty": 1.0}},
     "penalty 10": {"tries": {"penalty": 10.0}},
     "mix": {"tries": {"mix": 0.5}},
@@ -70,6 +74,7 @@ MAIN = (
 )
 TUNED = ("lora", "svd-mean", "keep 0.1 world", "keep 0.3 world", "keep 1 world")
 LONG = ("lora", "keep 0.1 world", "keep 0.3 world", "keep 1 world")
+GUIDED = tuple(f"keep {weight} world {what}" for weight in ("0.1", "0.3") for what in ("empty", "early"))
 TRIED = (
     *("keep 3", "both 3", "contrast", "keep 3 own", "both 3 own", "keep 10 world", "both 10 world"),
     *("keep 3 share 1", "keep 3 points 4", "keep 3 points 16", "penalty 1", "penalty 10", "mix", "precondition"),
@@ -85,6 +90,8 @@ STAGES: dict[str, Callable[[], list[Task]]] = {
     "tune": lambda: _all(TUNED, TUNING_SEEDS, (8e-3, 4e-3, 2e-3)),
     "main": lambda: _all(MAIN, SEEDS, (RATE,)),
     "tries": lambda: _all(TRIED, SEEDS[:2], (RATE,)),
+    "pictures": lambda: _all(("lora", "keep 0.1 world", "keep 0.3 world"), SEEDS, (RATE,)),  # a part of main
+    "guided": lambda: _all(GUIDED, SEEDS[:1], (RATE,)),
     "stable": lambda: _all(("lora", "svd-mean", "keep 0.1 world"), SEEDS[:2], (10 * RATE,)),
     "long": lambda: [Task(m, c, s, RATE, 600) for s in SEEDS[:2] for m in LONG for c in CONCEPT_NAMES],
 }

@@ -22,6 +22,8 @@ MARKS = (1.0, 0.95, 0.9)  # of LoRA's way from the base's held-out loss to its o
 RESAMPLED = 2000
 SHOWN = ("lora", "svd-mean", "contrast world", "keep 0.1 world", "keep 0.3 world", "keep 1 world")  # in the plot
 Point = tuple[float, float]  # held-out loss, drift
+# Places in a measure. Runs of the stage `pictures` have all; the others end with the first.
+CHANGES = {"predictions for captions": 2, "for the empty caption": 3, "guided": 4, "drawn pictures": 5}
 
 
 def load(file: Path) -> list[dict]:
@@ -46,10 +48,10 @@ def best_rates(records: Sequence[dict], seeds: Sequence[int]) -> dict[str, float
     return {m: best[m] if ran[m][best.get(m, 0.0)] else by.most_common(1)[0][0] for m, by in ran.items()}
 
 
-def drift_at(record: dict, held: float) -> float | None:
+def drift_at(record: dict, held: float, column: int = 2) -> float | None:
     """The least drift with which the run's held-out loss is `held`; None where it never is that low."""
-    course = [tuple(point[1:]) for point in record["curve"]]
-    weaker = [course[0], *(tuple(point[1:]) for point in record["strengths"]), course[-1]]
+    course = [(point[1], point[column]) for point in record["curve"]]
+    weaker = [course[0], *((point[1], point[column]) for point in record["strengths"]), course[-1]]
     found = [d for line in (course, weaker) for d in _crossings(line, held)]
     return min(found) if found else None
 
@@ -85,16 +87,32 @@ def compare(records: Sequence[dict], rates: dict[str, float], seeds: Sequence[in
     return rows
 
 
-def _at_mark(pairs: Sequence[tuple[dict, dict]], mark: float) -> tuple[int, tuple[float, float, float]]:
+def _at_mark(
+    pairs: Sequence[tuple[dict, dict]], mark: float, column: int = 2
+) -> tuple[int, tuple[float, float, float]]:
     found = []
     for base, run in pairs:
         start, end = base["curve"][0][1], base["curve"][-1][1]
         held = start + mark * (end - start)
-        theirs = base["curve"][-1][2] if mark == 1.0 else drift_at(base, held)
-        ours = drift_at(run, held)
+        theirs = base["curve"][-1][column] if mark == 1.0 else drift_at(base, held, column)
+        ours = drift_at(run, held, column)
         if ours is not None and theirs is not None:
             found.append((theirs, ours))
     return len(found), _ratio(found)
+
+
+def changes(records: Sequence[dict], seeds: Sequence[int]) -> str:
+    """Markdown: what is left of LoRA's change in predictions and in pictures, for the runs that measured all of it."""
+    runs = {(r["method"], r["concept"], r["seed"]): r for r in records if len(r["curve"][-1]) > max(CHANGES.values())}
+    places = sorted({(c, s) for m, c, s in runs if m == "lora" and s in seeds})
+    lines = ["| method | of | at 90% of LoRA's way | at the end |", "|---|---|---|---|"]
+    for method in sorted({m for m, _, _ in runs} - {"lora"}):
+        pairs = [(runs[("lora", *p)], runs[(method, *p)]) for p in places if (method, *p) in runs]
+        for name, column in CHANGES.items():
+            reached, ratio = _at_mark(pairs, 0.9, column)
+            end = _ratio([(base["curve"][-1][column], r["curve"][-1][column]) for base, r in pairs])
+            lines.append(f"| {method} | {name} | × {_shown(ratio)} ({reached}) | × {_shown(end)} |")
+    return "\n".join(lines)
 
 
 def _at(record: dict, step: int) -> float:
@@ -165,10 +183,10 @@ def plot(
             ]
             if not runs:
                 continue
-            courses = [[point[1:] for point in run["curve"][1:]] for run in runs]
+            courses = [[point[1:3] for point in run["curve"][1:]] for run in runs]
             mean = [[sum(p[i] for p in points) / len(points) for i in (0, 1)] for points in zip(*courses, strict=True)]
             panel.plot(*zip(*mean, strict=True), marker="o", ms=3, color=f"C{number}", label=method)
-            weaker = [[point[1:] for point in run["strengths"]] for run in runs]
+            weaker = [[point[1:3] for point in run["strengths"]] for run in runs]
             line = [[sum(p[i] for p in points) / len(points) for i in (0, 1)] for points in zip(*weaker, strict=True)]
             panel.plot(*zip(*[*line, mean[-1]], strict=True), ls=":", color=f"C{number}")
         panel.set(title=concept, xlabel="held-out loss", yscale="log")
@@ -191,6 +209,7 @@ def main() -> None:
     records = [record for record in load(chosen.results) if record["steps"] == chosen.steps]
     rates = best_rates(records, chosen.tuned_on)
     print(table(compare(records, rates, chosen.seeds)))
+    print("\n" + changes(records, chosen.seeds))
     if chosen.plot:
         plot(records, rates, SHOWN, chosen.seeds, chosen.plot)
 

@@ -42,7 +42,7 @@ def write(file: Path, task: Task, record: dict) -> None:
     line = json.dumps({**about, "steps": task.steps, **record}) + "\n"
     with os.fdopen(os.open(file, os.O_APPEND | os.O_CREAT | os.O_WRONLY), "w", encoding="utf-8") as out:
         out.write(line)
-    held, drift = record["curve"][-1][1:]
+    held, drift = record["curve"][-1][1:3]
     print(f"{task.name}: held out {held:.4f}, drift {drift:.4f}", flush=True)
 
 

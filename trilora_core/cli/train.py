@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,9 @@ from ..adapter import TriLoRA
 from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
 from ..backend_diffusers_apply import architecture_of
 from ..calibration import Calibration
+from ..companion import accompany
 from ..config import CalibrationConfig, DataConfig, PriorConfig, TrainConfig
+from ..crew import ALONE, Crew, Lost
 from ..data import Dataset, scan_folder
 from ..errors import InputError
 from ..fileformat import Adapter, read_adapter
@@ -26,15 +28,17 @@ from ..plots import plot_losses
 from ..preserve import Kept
 from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
 from ..spectrum import Spectrum
-from ..train import Previewer, Run, Step, TrainingDiverged, targets_of
+from ..train import Previewer, Run, Step, TrainingDiverged, planned, targets_of
 from .base import choose_device, load_base, own_resolution
 from .calibration import find_calibration
 from .options import add_config
-from .parser import Arguments, OneLineParser, add_device
+from .parser import Arguments, OneLineParser
 from .pictures import draw_prior, encode, keep_base, prior_data, progress_bar
-from .processes import ALONE, Crew, averaged_gradients, follow, join
+from .processes import Processes, Told, join, launched_precision
+from .resolved import write_resolved
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
+from .scale import begun, whole_batch
 from .store import CountedStore, open_store
 from .summary import left, preset_lines, starting, summary
 
@@ -69,8 +73,12 @@ A --config file holds the same options by their names in trilora_core/config.py;
   [optimizer]
   learning_rate = 1e-4
 
-On several GPUs, each with its share of the pictures and --batch-size pictures per step:
+On several GPUs, --batch-size pictures of every step on each; the same adapter as one GPU makes with the whole batch:
   accelerate launch --multi_gpu -m trilora_core train --model MODEL --data PICTURES --output style.safetensors
+Without GPUs that line starts processes on the CPU, with --num_processes 2 (accelerate's --cpu starts one). --resume
+goes on with any number of processes, in the same order.
+
+NAME.toml beside the adapter holds every option of the run as it came out: --config NAME.toml runs it again.
 
 Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goes on from."""
 
@@ -78,82 +86,114 @@ Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goe
 def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
     add_config(parser)
-    add_run_options(parser)
-    group = parser.add_argument_group("result")
-    group.add_argument(
+    parser.add_argument(
         "--resume", action="store_true", help="go on from the state that a stopped run left, if there is one"
     )
-    group.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="fp16", help="number format of the file (default: fp16)"
-    )
-    group.add_argument("--plot", metavar="LOSS.png", type=Path, help="also draw the loss curve")
-    add_device(parser)
+    add_run_options(parser)
 
 
 def run(arguments: Arguments) -> int:
     """Load, encode, train, save, report."""
-    options = read_run_options(arguments)
-    output = check_output(options.output).absolute()  # every file beside it is announced with its full name
-    if arguments.plot:
-        check_picture(arguments.plot)
-    masks = options.data.masks
-    # an empty folder, a wrong file and a package that is not there are better known before the model is loaded
-    scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
-    start = read_adapter(options.start_from) if options.start_from else None
-    check_optimizer(options.train.optimizer, options.train.ema)
-    with join(arguments.device) as crew, open_store(options.cache) as store:
-        if arguments.resume and crew.size > 1:
-            raise InputError("--resume works with one process only; start this run without it, or without launch")
-        if options.train.monitor.patience and crew.size > 1:
-            # the first process alone measures, and the others would wait for it for ever
-            raise InputError("--patience works with one process only; start this run without it, or without launch")
-        _train(arguments, options, output, crew, store, start)
+    problem = None
+    try:
+        options = read_run_options(arguments)
+    except InputError as error:
+        problem, options = error, None
+    with join(options.device if options else "auto") as crew:
+        try:
+            with crew.together():
+                if options is None:
+                    raise problem or AssertionError
+                start = _check(options, crew)
+            with open_store(options.cache) as store:
+                _train(arguments, options, crew, store, start)
+        except Told:
+            return 2
+        except KeyboardInterrupt:
+            if crew.leads:
+                raise
+            return 130
+        except Lost as error:
+            raise InputError(str(error)) from error
     return 0
 
 
+def _check(options: RunOptions, crew: Processes) -> Adapter | None:
+    """Look for what is better known before the model is loaded; the adapter to start from, if there is one."""
+    if crew.leads:
+        check_output(options.output)
+        if options.plot:
+            check_picture(options.plot)
+    masks = options.data.masks
+    # an empty folder, a wrong file and a package that is not there
+    scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
+    check_optimizer(options.train.optimizer, options.train.ema)
+    return read_adapter(options.start_from) if options.start_from else None
+
+
 def _train(
-    arguments: Arguments, options: RunOptions, output: Path, crew: Crew, store: CountedStore, start: Adapter | None
+    arguments: Arguments, options: RunOptions, crew: Processes, store: CountedStore, start: Adapter | None
 ) -> None:
     """The run itself, alone or in a crew."""
-    device = choose_device(crew.device(arguments.device))
-    pipe = load_base(options.model, device, arguments.base_dtype)
-    data = options.data
-    if options.own_resolution:
-        data = dataclasses.replace(data, resolution=own_resolution(pipe))
-    dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
-    drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
-    prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    config = options.settled(architecture_of(pipe), dataset.epoch_size)
-    calibrated = _calibrate(pipe, dataset, config, options.calibration, output, crew)
-    kept = _keep(pipe, dataset, config, store, crew, device)
-    made = calibrated and calibrated[0]
-    prepared = prepare(pipe, dataset, config, device, crew, prior, start, made, kept)
-    if crew.leads:
-        told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
-        told += [f"calibrated: {calibrated[1]}"] if calibrated else []
-        chosen = preset_lines(options.preset, prepared, dataset)
-        print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
-    done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
-    found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
-    with averaged_gradients(prepared, crew):
+    output = options.output
+    with crew.together():
+        device = choose_device(crew.device(options.device))
+        pipe = load_base(options.model, device, options.base_dtype)
+        data = options.data
+        if options.own_resolution:
+            data = dataclasses.replace(data, resolution=own_resolution(pipe))
+        dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
+        drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
+        prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
+        config = launched_precision(options.settled(architecture_of(pipe), dataset.epoch_size))
+        known = crew.of_first(begun(output) if arguments.resume else None)
+        config, at_once = whole_batch(config, options.total(config, crew.size), crew.size, known)
+        config = planned(config, dataset)
+        calibrated = _calibrate(pipe, dataset, config, options.calibration, output, crew)
+        kept = _keep(pipe, dataset, config, store, crew, device)
+        made = calibrated and calibrated[0]
+        prepared = prepare(pipe, dataset, config, device, prior, start, made, kept, crew=crew, at_once=at_once)
+        if crew.leads:
+            told = summary(prepared, dataset, device, store, drawn=drawn, held_out=held_out)
+            told += [f"calibrated: {calibrated[1]}"] if calibrated else []
+            chosen = preset_lines(options.preset, prepared, dataset)
+            print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
+        done = find_finished(output, prepared.fingerprint()) if arguments.resume and crew.leads else None
+        finished = crew.of_first(done is not None)
+        found = None if finished else _measure(prepared, crew)
+    with crew.together(), crew.training():
         if not crew.leads:
-            return follow(prepared)
+            return None if finished else _follow(prepared, held_out, crew)
         if done:
             print("this run is finished already; nothing was trained")
+        else:
+            write_resolved(output, dataclasses.replace(options, data=data), prepared.config)
         outcome = done or train_with_bar(
             prepared,
             output,
             resume=arguments.resume,
-            dtype=DTYPES[arguments.dtype],
-            metadata=crew.metadata(prepared, dataset, output.stem),
+            dtype=DTYPES[options.dtype],
+            metadata=crew.metadata(),
             estimate=found,
             held_out=held_out,
             previewer=_previewer(pipe, options.train, data.resolution),
+            check=crew.check,
         )
-    if arguments.plot:
-        plot_losses(outcome.losses, arguments.plot, title=f"Training loss of {output.name}")
-        print(f"loss curve: {arguments.plot.resolve()}")
+    if options.plot:
+        plot_losses(outcome.losses, options.plot, title=f"Training loss of {output.name}")
+        print(f"loss curve: {options.plot.resolve()}")
     print("\n".join(left(outcome, output)))
+
+
+def _follow(run: Run, held_out: Dataset | None, crew: Processes) -> None:
+    """Train beside the first process, which reports what all have in common."""
+    try:
+        accompany(run, held_out, lambda step: crew.check())
+    except TrainingDiverged as error:
+        raise Told from error
+    except OUT_OF_MEMORY as error:
+        make_room(run, error)
+        raise InputError(f"process {crew.rank}: {out_of_memory(run)}") from error
 
 
 def _divide(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
@@ -171,7 +211,7 @@ def _previewer(pipe: Any, config: TrainConfig, resolution: int) -> Previewer | N
     return DiffusersPreviewer(pipe, steps=watch.preview_steps, guidance=guidance, resolution=side)
 
 
-def _measure(prepared: Run, crew: Crew) -> Estimate:
+def _measure(prepared: Run, crew: Processes) -> Estimate:
     """Say what the run will need of the device's memory."""
     found = preflight(prepared)
     if crew.leads:
@@ -180,7 +220,7 @@ def _measure(prepared: Run, crew: Crew) -> Estimate:
     return found
 
 
-def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dataset:
+def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Processes) -> Dataset:
     """The first process encodes for all where they share a store."""
 
     def work() -> Dataset:
@@ -190,7 +230,7 @@ def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dat
 
 
 def _keep(
-    pipe: Any, dataset: Dataset, config: TrainConfig, store: CountedStore, crew: Crew, device: torch.device
+    pipe: Any, dataset: Dataset, config: TrainConfig, store: CountedStore, crew: Processes, device: torch.device
 ) -> Kept | None:
     """What the base predicts besides, where it is to be preserved: by the first process where they share a store."""
     if config.preserve.base == "off":
@@ -202,13 +242,13 @@ def _keep(
     return work() if store.folder is None else crew.first(work)
 
 
-def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew) -> int:
+def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Processes) -> int:
     """How many prior pictures were drawn: by the first process, the others find them there."""
     return crew.first(lambda: draw_prior(pipe, prior, resolution, base=base, silent=not crew.leads))
 
 
 def _calibrate(
-    pipe: Any, dataset: Dataset, config: TrainConfig, wanted: CalibrationConfig, output: Path, crew: Crew
+    pipe: Any, dataset: Dataset, config: TrainConfig, wanted: CalibrationConfig, output: Path, crew: Processes
 ) -> tuple[Calibration, str] | None:
     """The calibration that the start needs: made by the first process, the others find it beside the adapter."""
     if config.adapter.init != "contrast":
@@ -222,16 +262,15 @@ def prepare(
     dataset: Dataset,
     config: TrainConfig,
     device: torch.device,
-    crew: Crew = ALONE,
     prior: Dataset | None = None,
     start: Adapter | None = None,
     calibration: Calibration | None = None,
     kept: Kept | None = None,
+    *,
+    crew: Crew = ALONE,
+    at_once: int = 0,
 ) -> Run:
-    """A run of this configuration from its start, or from `start`, on this process's share of the pictures.
-
-    `kept` is the same in all processes; the order of the looks at it is each one's own, as that of the noise.
-    """
+    """A run of this configuration from its start, or from `start`; `crew` and `at_once` as train.Run has them."""
     denoiser = DiffusersDenoiser(pipe)
     text = DiffusersTextEncoder(pipe) if config.optimizer.text_encoder_rate else None
     adapter = TriLoRA.create(
@@ -244,7 +283,7 @@ def prepare(
     )
     if start is not None:
         adapter.start_from(start.layers)
-    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, text, kept)
+    run = Run(config, denoiser, dataset, adapter, prior, text, kept, crew=crew, at_once=at_once)
     run.start_hash = "" if start is None else adapter_hash(start)
     run.calibration_key = "" if calibration is None else calibration.facts.key
     return run
@@ -260,12 +299,13 @@ def train_with_bar(
     estimate: Estimate | None = None,
     held_out: Dataset | None = None,
     previewer: Previewer | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train to the file with a progress bar that shows loss, learning rate and remaining time.
 
-    Measures on `held_out` and the place of what `previewer` draws are printed above the bar.
-    A KeyboardInterrupt goes on with the name of the file that holds what was trained; a run that diverges or does not
-    fit into memory raises InputError.
+    `check` is called after each step and may raise KeyboardInterrupt. Measures on `held_out` and the place of what
+    `previewer` draws are printed above the bar. A KeyboardInterrupt goes on with the name of the file that holds what
+    was trained; a run that diverges, does not fit into memory or loses another process raises InputError.
     """
     bar = progress_bar(run.config.steps, "training", "step")
     shown: list[float] = []
@@ -284,6 +324,7 @@ def train_with_bar(
         if not spills and (spill := spilled(run.device)):
             spills.append(spill)
             bar.write(f"warning: {spill}", file=sys.stderr)
+        check()
 
     try:
         return train_to_file(
@@ -300,6 +341,8 @@ def train_with_bar(
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_where(run, kept)) from interrupt
+    except Lost as error:
+        raise InputError(f"{error}; {_where(run, kept)}") from error
     except TrainingDiverged as error:
         raise InputError(f"training diverged: {error}") from error
     except OUT_OF_MEMORY as error:

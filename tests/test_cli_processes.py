@@ -142,6 +142,7 @@ def words(base: Path, pictures: Path, output: Path, *extra: str) -> list[str]:
     argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--rank", "2"]
     argv += ["--steps", str(STEPS), "--lr", "0.01", "--resolution", "32", "--dtype", "fp32", "--device", "cpu"]
     argv += ["--text-encoder-rate", "0.5", "--validation-share", "0.2", "--validate-every", "8"]
+    argv += ["--prior-prompt", "a red house", "--prior-count", "1"]
     return [*argv, "--save-every", str(EVERY), *extra]
 
 
@@ -212,6 +213,7 @@ def test_a_killed_process_ends_the_run_and_one_or_two_go_on_with_it(base, pictur
         "style.safetensors",
         "style.log.jsonl",
         "style.toml",
+        "style_prior",
         f"style_stopped_at_{step:05d}.safetensors",
     }
 

@@ -27,6 +27,8 @@ __all__ = ["Processes", "Told", "join", "launched_precision"]
 # Of a process, while another encodes, draws or measures. One that dies on the same machine ends it at once.
 _PATIENCE = timedelta(hours=6)
 
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torch's, and those of MPI
+
 T = TypeVar("T")
 
 
@@ -150,11 +152,9 @@ class Processes:
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in kept:
             signal.signal(number, self._ask)
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
+        yield
+        for number, handler in kept.items():  # not after an error: the launcher's signal may cut off what is told of it
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         self._asked = True
@@ -191,7 +191,7 @@ def join(device: str) -> Iterator[Processes]:
 
     Raises InputError for kinds of distribution that split the model.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if all(int(os.environ.get(name, "1")) == 1 for name in _SIZES):
         yield Processes()
         return
     accelerator = _accelerator(on_cpu=device == "cpu" or not torch.cuda.is_available())

@@ -31,7 +31,7 @@ from trilora_core.cli.options import add_config
 from trilora_core.cli.parser import OneLineParser
 from trilora_core.cli.resolved import resolved
 from trilora_core.cli.run_options import RunOptions, add_run_options, read_run_options
-from trilora_core.config import CalibrationConfig, DataConfig, PriorConfig, TrainConfig
+from trilora_core.config import TrainConfig
 from trilora_core.fileformat import read_adapter, read_metadata
 
 cache, pictures = cli_runs.cache, cli_runs.pictures
@@ -187,20 +187,3 @@ def test_what_contradicts_itself_is_refused(tmp_path, capsys, text, flags, messa
     ]
     assert main(argv) == 2
     assert message in capsys.readouterr().err
-
-
-def test_every_option_of_a_run_is_a_flag():
-    parser = OneLineParser("train", "", None, None)
-    add_run_options(parser)
-    flags = {action.dest.removeprefix("option:") for action in parser._actions}
-    configs = {"": TrainConfig(), "data.": DataConfig(), "prior.": PriorConfig(), "calibration.": CalibrationConfig()}
-    options = {place for before, config in configs.items() for place in places(config, before)}
-    assert options - flags == {"data.captions.weights"}, "which diffusers cannot do"
-
-
-def places(config: Any, before: str) -> list[str]:
-    found = []
-    for field in dataclasses.fields(config):
-        value, place = getattr(config, field.name), f"{before}{field.name}"
-        found += places(value, f"{place}.") if dataclasses.is_dataclass(value) else [place]
-    return found

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,19 +19,19 @@ from ..crew import ALONE, Crew, Lost
 from ..data import Dataset, scan_folder
 from ..errors import InputError
 from ..fileformat import Adapter, read_adapter
-from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
-from ..monitor import Measure, split
+from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight
+from ..monitor import split
 from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..preserve import Kept
-from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ..spectrum import Spectrum
-from ..train import Previewer, Run, Step, TrainingDiverged, planned, targets_of
+from ..session import adapter_hash, find_finished
+from ..train import Previewer, Run, TrainingDiverged, planned, targets_of
+from .bar import train_with_bar
 from .base import choose_device, load_base, own_resolution
 from .calibration import find_calibration
 from .options import add_config
 from .parser import Arguments, OneLineParser
-from .pictures import draw_prior, encode, keep_base, prior_data, progress_bar
+from .pictures import draw_prior, encode, keep_base, prior_data
 from .processes import Processes, Told, join, launched_precision
 from .resolved import write_resolved
 from .run_options import RunOptions, add_run_options, read_run_options
@@ -42,7 +40,7 @@ from .scale import begun, whole_batch
 from .store import CountedStore, open_store
 from .summary import left, preset_lines, starting, summary
 
-__all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run"]
 
 _GUIDANCE = 7.5  # of previews, usual for SD 1.5 and SDXL
 
@@ -94,19 +92,19 @@ def add_arguments(parser: OneLineParser) -> None:
 
 def run(arguments: Arguments) -> int:
     """Load, encode, train, save, report."""
-    problem = None
+    options: RunOptions | InputError
     try:
         options = read_run_options(arguments)
-    except InputError as error:
-        problem, options = error, None
-    with join(options.device if options else "auto") as crew:
+    except InputError as error:  # which the first of several processes is to tell for all
+        options = error
+    with join("auto" if isinstance(options, InputError) else options.device) as crew:
         try:
             with crew.together():
-                if options is None:
-                    raise problem or AssertionError
+                if isinstance(options, InputError):
+                    raise options
                 start = _check(options, crew)
             with open_store(options.cache) as store:
-                _train(arguments, options, crew, store, start)
+                _train(options, crew, store, start, resume=arguments.resume)
         except Told:
             return 2
         except KeyboardInterrupt:
@@ -131,58 +129,89 @@ def _check(options: RunOptions, crew: Processes) -> Adapter | None:
     return read_adapter(options.start_from) if options.start_from else None
 
 
-def _train(
-    arguments: Arguments, options: RunOptions, crew: Processes, store: CountedStore, start: Adapter | None
-) -> None:
+@dataclass(frozen=True)
+class _Material:
+    """The model and what it is to be trained on, the same in every process."""
+
+    pipe: Any
+    device: torch.device
+    data: DataConfig
+    dataset: Dataset
+    held_out: Dataset | None
+    prior: Dataset | None
+    drawn: int  # prior pictures that are new
+
+
+def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Adapter | None, *, resume: bool) -> None:
     """The run itself, alone or in a crew."""
     output = options.output
     with crew.together():
-        device = choose_device(crew.device(options.device))
-        pipe = load_base(options.model, device, options.base_dtype)
-        data = options.data
-        if options.own_resolution:
-            data = dataclasses.replace(data, resolution=own_resolution(pipe))
-        dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
-        drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
-        prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-        config = launched_precision(options.settled(architecture_of(pipe), dataset.epoch_size))
-        known = crew.of_first(begun(output) if arguments.resume else None)
-        config, at_once = whole_batch(config, options.total(config, crew.size), crew.size, known)
-        config = planned(config, dataset)
-        calibrated = _calibrate(pipe, dataset, config, options.calibration, output, crew)
-        kept = _keep(pipe, dataset, config, store, crew, device)
-        made = calibrated and calibrated[0]
-        prepared = prepare(pipe, dataset, config, device, prior, start, made, kept, crew=crew, at_once=at_once)
-        if crew.leads:
-            told = summary(prepared, dataset, device, store, drawn=drawn, held_out=held_out)
-            told += [f"calibrated: {calibrated[1]}"] if calibrated else []
-            chosen = preset_lines(options.preset, prepared, dataset)
-            print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
-        done = find_finished(output, prepared.fingerprint()) if arguments.resume and crew.leads else None
+        material = _load(options, store, crew)
+        prepared = _prepare(options, material, store, start, crew, resume=resume)
+        done = find_finished(output, prepared.fingerprint()) if resume and crew.leads else None
         finished = crew.of_first(done is not None)
         found = None if finished else _measure(prepared, crew)
     with crew.together(), crew.training():
         if not crew.leads:
-            return None if finished else _follow(prepared, held_out, crew)
+            return None if finished else _follow(prepared, material.held_out, crew)
         if done:
             print("this run is finished already; nothing was trained")
         else:
-            write_resolved(output, dataclasses.replace(options, data=data), prepared.config)
+            write_resolved(output, dataclasses.replace(options, data=material.data), prepared.config)
         outcome = done or train_with_bar(
             prepared,
             output,
-            resume=arguments.resume,
+            resume=resume,
             dtype=DTYPES[options.dtype],
             metadata=crew.metadata(),
             estimate=found,
-            held_out=held_out,
-            previewer=_previewer(pipe, options.train, data.resolution),
+            held_out=material.held_out,
+            previewer=_previewer(material.pipe, options.train, material.data.resolution),
             check=crew.check,
         )
     if options.plot:
         plot_losses(outcome.losses, options.plot, title=f"Training loss of {output.name}")
         print(f"loss curve: {options.plot.resolve()}")
     print("\n".join(left(outcome, output)))
+
+
+def _load(options: RunOptions, store: CountedStore, crew: Processes) -> _Material:
+    device = choose_device(crew.device(options.device))
+    pipe = load_base(options.model, device, options.base_dtype)
+    data = options.data
+    if options.own_resolution:
+        data = dataclasses.replace(data, resolution=own_resolution(pipe))
+    dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
+    drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
+    prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
+    return _Material(pipe, device, data, dataset, held_out, prior, drawn)
+
+
+def _prepare(
+    options: RunOptions,
+    material: _Material,
+    store: CountedStore,
+    start: Adapter | None,
+    crew: Processes,
+    *,
+    resume: bool,
+) -> Run:
+    """The run with all that its options ask for; the first process says what it will be."""
+    pipe, dataset, device = material.pipe, material.dataset, material.device
+    config = launched_precision(options.settled(architecture_of(pipe), dataset.epoch_size))
+    known = crew.of_first(begun(options.output) if resume else None)
+    config, at_once = whole_batch(config, options.total(config, crew.size), crew.size, known)
+    config = planned(config, dataset)
+    calibrated = _calibrate(pipe, dataset, config, options.calibration, options.output, crew)
+    kept = _keep(pipe, dataset, config, store, crew, device)
+    made = calibrated and calibrated[0]
+    prepared = prepare(pipe, dataset, config, device, material.prior, start, made, kept, crew=crew, at_once=at_once)
+    if crew.leads:
+        told = summary(prepared, dataset, device, store, drawn=material.drawn, held_out=material.held_out)
+        told += [f"calibrated: {calibrated[1]}"] if calibrated else []
+        told += preset_lines(options.preset, prepared, dataset)
+        print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
+    return prepared
 
 
 def _follow(run: Run, held_out: Dataset | None, crew: Processes) -> None:
@@ -287,94 +316,3 @@ def prepare(
     run.start_hash = "" if start is None else adapter_hash(start)
     run.calibration_key = "" if calibration is None else calibration.facts.key
     return run
-
-
-def train_with_bar(
-    run: Run,
-    output: Path,
-    *,
-    resume: bool = False,
-    dtype: torch.dtype = torch.float16,
-    metadata: Mapping[str, str] = MappingProxyType({}),
-    estimate: Estimate | None = None,
-    held_out: Dataset | None = None,
-    previewer: Previewer | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Train to the file with a progress bar that shows loss, learning rate and remaining time.
-
-    `check` is called after each step and may raise KeyboardInterrupt. Measures on `held_out` and the place of what
-    `previewer` draws are printed above the bar. A KeyboardInterrupt goes on with the name of the file that holds what
-    was trained; a run that diverges, does not fit into memory or loses another process raises InputError.
-    """
-    bar = progress_bar(run.config.steps, "training", "step")
-    shown: list[float] = []
-    kept: list[Path] = []
-    spills: list[str] = []  # one warning is enough
-
-    def on_step(step: Step) -> None:
-        bar.update(step.step - bar.n)
-        if step.dropped:
-            bar.write(f"step {step.step} was dropped: {step.dropped}", file=sys.stderr)
-        else:
-            shown.append(step.loss)
-        recent = shown[-20:]
-        loss = sum(recent) / len(recent) if recent else float("nan")
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {step.learning_rate:.2g}", refresh=False)
-        if not spills and (spill := spilled(run.device)):
-            spills.append(spill)
-            bar.write(f"warning: {spill}", file=sys.stderr)
-        check()
-
-    try:
-        return train_to_file(
-            run,
-            output,
-            metadata=metadata,
-            resume=resume,
-            dtype=dtype,
-            on_step=on_step,
-            on_stopped=kept.append,
-            held_out=held_out,
-            previewer=previewer,
-            listeners=_listeners(bar),
-        )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_where(run, kept)) from interrupt
-    except Lost as error:
-        raise InputError(f"{error}; {_where(run, kept)}") from error
-    except TrainingDiverged as error:
-        raise InputError(f"training diverged: {error}") from error
-    except OUT_OF_MEMORY as error:
-        make_room(run, error)
-        raise InputError(out_of_memory(run, estimate, kept[0] if kept else None)) from error
-    finally:
-        bar.close()
-
-
-def _listeners(bar: Any) -> Listeners:
-    """Print what happens on the way above the bar; where previews lie is said once."""
-    told: set[Path] = set()
-
-    def measured(measure: Measure) -> None:
-        bar.write(f"step {measure.step}: validation {measure.validation:.4f}, drift {measure.drift:.4g}")
-
-    def drawn(step: int, paths: list[Path]) -> None:
-        strip = paths[-1].resolve()
-        if strip not in told:
-            told.add(strip)
-            bar.write(f"previews: {strip} shows all, the pictures by step lie beside it")
-
-    def problem(text: str) -> None:
-        bar.write(f"warning: {text}", file=sys.stderr)
-
-    def looked(spectrum: Spectrum) -> None:
-        bar.write(f"step {spectrum.step}: effective rank {spectrum.effective_rank:.3g}, norm {spectrum.norm:.3g}")
-
-    return Listeners(measured, drawn, problem, looked)
-
-
-def _where(run: Run, kept: list[Path]) -> str:
-    if not kept:
-        return "no step was done yet, so there is nothing to keep"
-    return f"the adapter after step {run.step} is {kept[0].resolve()}; the same command with --resume goes on"

@@ -1,116 +1,39 @@
-"""Training in two processes on the CPU (gloo): same adapter in both, gradients averaged, one file."""
+"""Training in two processes that `accelerate launch` starts on the CPU (gloo): what one process learns, and one end."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import random
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
+from PIL import Image
 
-from tests.tiny_pipeline import write_pictures, write_pipeline
-from tests.toy import ToyDenoiser, ToyTextEncoder, toy_dataset, with_texts
+from tests import cli_runs, crew_worker
+from tests.tiny_pipeline import SIDE
 from trilora_core.__main__ import main
-from trilora_core.adapter import TriLoRA
-from trilora_core.cli.processes import Crew
-from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
+from trilora_core.checkpoint import state_path
+from trilora_core.cli.processes import Processes, join, launched_precision
+from trilora_core.cli.scale import Begun, begun, whole_batch
+from trilora_core.config import TrainConfig
+from trilora_core.crew import share_of
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_adapter, read_metadata
 from trilora_core.keys import is_text
-from trilora_core.optim import set_rate
-from trilora_core.train import Run, targets_of
+from trilora_core.runlog import log_path
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# What each of two processes does: a step on its share of the toy data. The gradients that it stepped with and the whole
-# adapter are for the test to compare.
-WORKER = """
-import sys
-import torch
-sys.path.insert(0, ".")
-from tests.test_cli_processes import toy_run
-from trilora_core.cli.processes import averaged_gradients, follow, join
-torch.set_num_threads(1)
-with join("cpu") as crew:
-    run = toy_run(crew)
-    named, kept = dict(run.trainable.named_parameters()), {}
-    run.optimizer.register_step_pre_hook(
-        lambda *_: kept.update({f"{name}.grad": value.grad.clone() for name, value in named.items()})
-    )
-    with averaged_gradients(run, crew):
-        follow(run)
-    torch.save(kept | {name: value.detach() for name, value in named.items()}, f"{sys.argv[1]}/{crew.rank}.pt")
-"""
-
-# The first process takes its time to make a file, which both read, and then refuses something.
-WAITER = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, ".")
-from trilora_core.cli.processes import join
-from trilora_core.errors import InputError
-with join("cpu") as crew:
-    def make():
-        if crew.leads:
-            time.sleep(1)
-            Path(sys.argv[1]).write_text("made by 0")
-        return Path(sys.argv[1]).read_text()
-    print(crew.first(make))
-    def refuse():
-        raise InputError(f"refused by {crew.rank}")
-    try:
-        crew.first(refuse)
-    except InputError as error:
-        print(error)
-"""
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    """No test may write into the user's own cache."""
-    monkeypatch.setenv("TRILORA_CACHE", str(tmp_path / "cache"))
-
-
-def toy_run(crew: Crew) -> Run:
-    """Text encoder and checkpointing included; the second process has pictures of unlike shapes in its batch."""
-    optimizer = OptimizerConfig(text_encoder_rate=0.5, clip_norm=0.0)
-    config = TrainConfig(
-        steps=1, batch_size=2, gradient_checkpointing=True, adapter=AdapterConfig(rank=2), optimizer=optimizer
-    )
-    dataset = with_texts(toy_dataset(4, sizes=((4, 4), (4, 4), (4, 4), (2, 6))), ToyTextEncoder())
-    denoiser, text = ToyDenoiser(), ToyTextEncoder()
-    targets = targets_of(config, denoiser, text)
-    adapter = TriLoRA.create(targets, config.adapter, seed=0, data_hash=dataset.content_hash)
-    with torch.no_grad():
-        for index, branch in enumerate(adapter.branches.values()):
-            branch.up.normal_(std=0.1, generator=torch.Generator().manual_seed(index))
-    return Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, text=text)
-
-
-def gradients(crew: Crew) -> dict[str, torch.Tensor]:
-    """Of the first step of one process, before anything is averaged, clipped or applied."""
-    run = toy_run(crew)
-    with run.trainable.attach(run.targets()):
-        run._backward(0)
-    return {name: value.grad for name, value in run.trainable.named_parameters()}
-
-
-def expected() -> dict[str, torch.Tensor]:
-    """One step by hand with the mean of both processes' gradients."""
-    first, second = (gradients(Crew(rank, 2)) for rank in range(2))
-    assert any(not torch.equal(first[name], second[name]) for name in first)
-    run = toy_run(Crew())
-    for name, parameter in run.trainable.named_parameters():
-        parameter.grad = (first[name] + second[name]) / 2
-    set_rate(run.optimizer, run.config.optimizer.learning_rate)
-    run.optimizer.step()
-    named = dict(run.trainable.named_parameters())
-    return {f"{name}.grad": value.grad for name, value in named.items()} | {n: v.detach() for n, v in named.items()}
+cache, base = cli_runs.cache, cli_runs.base
 
 
 def free_port() -> str:
@@ -119,165 +42,245 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def environment(rank: int, port: str) -> dict[str, str]:
-    own = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    return {**os.environ, **own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def launch(*words: str) -> subprocess.Popen[str]:
+    """Two processes on the CPU. accelerate's own --cpu starts one; without a GPU --multi_gpu starts them on gloo."""
+    how = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", free_port()]
+    how += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    argv = [sys.executable, "-m", "accelerate.commands.launch", *how, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_LOG_LEVEL": "error"}
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
 
 
-def run_both(argv: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    port = free_port()
-    both = [
-        subprocess.Popen(argv, cwd=ROOT, env=environment(rank, port), stdout=-1, stderr=-1, text=True)
-        for rank in range(2)
-    ]
+def ended(process: subprocess.Popen[str], seconds: float = 300) -> subprocess.CompletedProcess[str]:
     try:
-        ends = [process.communicate(timeout=500) for process in both]
+        out, error = process.communicate(timeout=seconds)
     finally:
-        for process in both:
-            process.kill()
-    return [subprocess.CompletedProcess(argv, p.returncode, *end) for p, end in zip(both, ends, strict=True)]
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-@pytest.mark.timeout(600)
-def test_two_processes_step_with_the_mean_of_their_gradients(tmp_path):
-    ended = run_both([sys.executable, "-c", WORKER, str(tmp_path)])
-    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for name, wanted in expected().items():
-        assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], wanted, atol=1e-7), name
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """‖ΔW - ΔW'‖ / ‖ΔW‖ over all layers."""
+    assert one.keys() == other.keys()
+    apart = sum(float((one[stem] - other[stem]).double().square().sum()) for stem in one)
+    return (apart / sum(float(value.double().square().sum()) for value in one.values())) ** 0.5
+
+
+# --- the toy in float64 -----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    pytest.importorskip("diffusers")
-    return write_pipeline(tmp_path_factory.mktemp("models") / "base")
-
-
-MODULE = ("-m", "trilora_core")
-# The verb with few points of the base's paths.
-FEW_POINTS = """
-import sys
-from trilora_core.__main__ import main
-from trilora_core.preserve import LEVELS, Amount
-LEVELS["light"] = Amount(1.0, share=1.0, points=2, paths=2)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def train_both(
-    base: Path, tmp_path: Path, *extra: str, python: tuple[str, str] = MODULE
-) -> list[subprocess.CompletedProcess[str]]:
-    argv = ["train", "--model", str(base), "--data", str(write_pictures(tmp_path / "pictures"))]
-    argv += ["--output", str(tmp_path / "out" / "style.safetensors"), "--rank", "2", "--device", "cpu", *extra]
-    return run_both([sys.executable, *python, *argv])
+def two(tmp_path_factory):
+    """What both processes made of every case of tests/crew_worker.py, and the folder with their files."""
+    folder = tmp_path_factory.mktemp("two")
+    done = ended(launch(str(ROOT / "tests" / "crew_worker.py"), str(folder)))
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)], folder
 
 
 @pytest.mark.timeout(600)
-def test_the_verb_writes_one_file_for_both(base, tmp_path):
-    output = tmp_path / "out" / "style.safetensors"
-    ended = train_both(base, tmp_path, "--epochs", "2", "--prior-prompt", "a red house", "--prior-count", "1")
-    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert "3 steps of batch 1 x 2 processes (2 epochs)" in ended[0].stdout
-    assert '1 picture of "a red house" in' in ended[0].stdout and "1 of them drawn now" in ended[0].stdout
-    assert "0 of 8 entries were there already" in ended[0].stdout  # 4 pictures and 4 captions: the first encodes
-    assert ended[1].stdout == ""
-    left = sorted(path.name for path in output.parent.iterdir())
-    assert left == ["style.log.jsonl", "style.safetensors", "style_prior"]
-    assert sorted(path.name for path in (output.parent / "style_prior").iterdir()) == [
-        "prior_00000.png",
-        "prior_00000.txt",
+@pytest.mark.parametrize("name", ["accumulated", "uneven", "text", "kept", "patient"])
+def test_two_processes_learn_what_one_learns_with_the_whole_batch(two, tmp_path, name):
+    """Buckets, accumulation, prior, kept points, text encoders, shares of unlike size, an early end by validation."""
+    found, folder = two
+    first, second = (results[name] for results in found)
+    assert all(torch.equal(value, second["values"][key]) for key, value in first["values"].items())
+    one = crew_worker.go(name, tmp_path, Processes())
+    assert distance(one["delta"], first["delta"]) < 1e-10  # wanted: 1e-5
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert first["step"] == second["step"] == one["step"] and first["ended"] == one["ended"]
+    assert (name == "patient") == (one["ended"] == "validation")
+    logs = [
+        [json.loads(line) for line in log_path(place / f"{name}.safetensors").open()] for place in (folder, tmp_path)
     ]
+    measures = [[(e["validation"], e["drift"]) for e in log if e["event"] == "measure"] for log in logs]
+    assert bool(measures[1]) == bool(crew_worker.CASES[name].config.monitor.validation_share)
+    assert len(measures[0]) == len(measures[1])
+    for mine, theirs in zip(*measures, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_all_end_alike_where_one_diverges_or_is_stopped_and_one_goes_on_alone(two, tmp_path):
+    found, folder = two
+    for results in found:
+        assert (results["diverged"]["ended"], results["diverged"]["step"]) == ("TrainingDiverged", 6)
+        assert results["stopped"]["ended"] == "KeyboardInterrupt" and results["stopped"]["step"] == 4
+    whole = crew_worker.go("stopped", tmp_path, Processes())
+    for path in folder.glob("stopped*"):
+        shutil.copy(path, tmp_path)
+    rest = crew_worker.go("stopped", tmp_path, Processes(), resume=True)
+    assert distance(whole["delta"], rest["delta"]) < 1e-10
+    assert rest["losses"] == pytest.approx(whole["losses"], rel=1e-6)
+
+
+def test_they_wait_for_the_first_and_refuse_together(two):
+    found, _ = two
+    assert found[0]["waits"] == ["made by 0", "refused by 0", "process 1: refused by 1", "0"]
+    assert found[1]["waits"] == ["made by 0", "told", "told", "0"]
+
+
+# --- the verb -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Nine pictures of three shapes."""
+    folder, chance = tmp_path_factory.mktemp("data") / "pictures", random.Random(0)
+    folder.mkdir()
+    sizes = [(SIDE, SIDE)] * 4 + [(2 * SIDE, SIDE)] * 3 + [(SIDE, 2 * SIDE)] * 2
+    for number, size in enumerate(sizes):
+        image = Image.frombytes("RGB", size, chance.randbytes(3 * size[0] * size[1]))
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a {('red', 'green', 'blue')[number % 3]} square", encoding="utf-8")
+    return folder
+
+
+STEPS, EVERY = 12, 3
+
+
+def words(base: Path, pictures: Path, output: Path, *extra: str) -> list[str]:
+    argv = ["train", "--model", str(base), "--data", str(pictures), "--output", str(output), "--rank", "2"]
+    argv += ["--steps", str(STEPS), "--lr", "0.01", "--resolution", "32", "--dtype", "fp32", "--device", "cpu"]
+    argv += ["--text-encoder-rate", "0.5", "--validation-share", "0.2", "--validate-every", "8"]
+    argv += ["--prior-prompt", "a red house", "--prior-count", "1"]
+    return [*argv, "--save-every", str(EVERY), *extra]
+
+
+def child_of_rank(process: subprocess.Popen[str], rank: int) -> int:
+    """The process number of one of the two that `accelerate launch` has started."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and f"RANK={rank}" in (place / "environ").read_text().split("\0"):
+                return int(place.name)
+        except (OSError, ValueError):  # it has just ended
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def steps_of(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in log_path(output).read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
+
+
+def deltas(path: Path) -> dict[str, torch.Tensor]:
+    found = {stem: layer.svd for stem, layer in read_adapter(path).layers.items()}
+    return {stem: (u * s) @ v for stem, (u, s, v) in found.items()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+@pytest.mark.timeout(900)
+def test_a_killed_process_ends_the_run_and_one_or_two_go_on_with_it(base, pictures, tmp_path, capsys):
+    whole, output = tmp_path / "whole" / "style.safetensors", tmp_path / "two" / "style.safetensors"
+    both = ["-m", "trilora_core"]
+    process = launch(*both, *words(base, pictures, output))
+    started = time.monotonic()
+    while not state_path(output).exists():
+        assert process.poll() is None and time.monotonic() - started < 240, ended(process).stderr
+        time.sleep(0.02)
+    os.kill(child_of_rank(process, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    done = ended(process, 60)
+    took = time.monotonic() - killed
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "process 0 of 2 (counted from 0) lost the others" in errors[0], done.stderr
+    assert (
+        "--resume goes on" in errors[0] and "Traceback (most recent call last)" not in done.stderr.split(errors[0])[0]
+    )
+    with safetensors.safe_open(state_path(output), framework="pt") as file:
+        step = json.loads(file.metadata()["trilora.state"])["step"]
+    assert EVERY <= step < STEPS and begun(output) == Begun(2, 2)
+    print(f"killed; the other ended {took:.1f} s later, after step {step} of {STEPS}")
+
+    assert main(words(base, pictures, whole, "--batch-size", "2")) == 0
+    alone = tmp_path / "alone" / "style.safetensors"
+    shutil.copytree(output.parent, alone.parent)
+    again = launch(*both, *words(base, pictures, output, "--resume"))
+    capsys.readouterr()
+    assert main(words(base, pictures, alone, "--resume")) == 0  # the same words, and the batch of two
+    assert "batch 2, at most 1 in a forward" in capsys.readouterr().out
+    done = ended(again)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("batch 2 shared by 2 processes") == 1 and done.stdout.count("\nlog: ") == 1
+    for path in (output, alone):
+        assert distance(deltas(whole), deltas(path)) < 1e-5  # wanted: 2e-3
+        assert [s["loss"] for s in steps_of(path)] == pytest.approx([s["loss"] for s in steps_of(whole)], rel=1e-5)
+        assert read_metadata(path)["trilora.fingerprint"] == read_metadata(whole)["trilora.fingerprint"]
+    assert any(is_text(stem) for stem in deltas(output))
     told = read_metadata(output)
-    assert sum(entry["img_count"] for entry in json.loads(told["ss_dataset_dirs"]).values()) == 3
-    assert (told["ss_num_train_images"], told["ss_total_batch_size"], told["ss_num_reg_images"]) == ("3", "2", "1")
-    assert len(read_adapter(output).layers) == 32
+    assert (told["ss_total_batch_size"], told["trilora.processes"]) == ("2", "2")
+    assert {path.name for path in output.parent.iterdir()} == {
+        "style.safetensors",
+        "style.log.jsonl",
+        "style.toml",
+        "style_prior",
+        f"style_stopped_at_{step:05d}.safetensors",
+    }
 
 
-@pytest.mark.timeout(600)
-def test_the_first_watches_for_both(base, tmp_path):
-    """The others wait for its measures and pictures; what is held out no process trains on."""
-    output = tmp_path / "out" / "style.safetensors"
-    watch = ["--validation-share", "0.3", "--validate-every", "2", "--preview-every", "2", "--preview-prompts", "a cat"]
-    ended = train_both(base, tmp_path, "--steps", "2", "--lr", "0.01", *watch)
-    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert "pictures:   2 pictures" in ended[0].stdout and "1 picture held out" in ended[0].stdout
-    assert "step 0: validation " in ended[0].stdout and "step 2: validation " in ended[0].stdout
-    assert ended[1].stdout == ""
-    assert (output.parent / "style_previews" / "step_00002_0.png").is_file()
-    assert read_metadata(output)["ss_num_train_images"] == "2"
+# --- without starting any -------------------------------------------------------------
 
 
-@pytest.mark.timeout(600)
-def test_the_first_asks_the_base_for_both_and_each_keeps_it_with_the_text_encoder_in_training(base, tmp_path):
-    output = tmp_path / "out" / "style.safetensors"
-    flags = ["--preserve-base", "light", "--preserve-prompts", "a house", "--text-encoder-rate", "0.5"]
-    ended = train_both(base, tmp_path, "--steps", "2", "--lr", "0.01", *flags, python=("-c", FEW_POINTS))
-    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert "4 points of what the base draws for 1 caption" in ended[0].stdout and ended[1].stdout == ""
-    config = json.loads(read_metadata(output)["trilora.config"])
-    assert config["preserve"] == {"base": "light", "prompts": ["a house"]}
-    assert config["optimizer"]["text_encoder_rate"] == 0.5
-    assert any(is_text(stem) for stem in read_adapter(output).layers)
+class Seat:
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
 
-@pytest.mark.timeout(600)
-def test_the_others_wait_for_the_first_and_are_told_what_it_refuses(tmp_path):
-    ended = run_both([sys.executable, "-c", WAITER, str(tmp_path / "made")])
-    assert [end.returncode for end in ended] == [0, 0], ended[0].stderr + ended[1].stderr
-    assert [end.stdout.splitlines() for end in ended] == [["made by 0", "refused by 0"]] * 2
+@pytest.mark.parametrize(("count", "size"), [(2, 2), (7, 2), (5, 3), (2, 3), (0, 2)])
+def test_shares_cover_everything_once_and_differ_by_one_at_most(count, size):
+    shares = [share_of(count, Seat(rank, size)) for rank in range(size)]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_shares_cover_every_picture_once_and_noise_differs():
-    dataset = toy_dataset(5)
-    shares = [Crew(rank, 2).share(dataset) for rank in range(2)]
-    assert sorted(shares[0].names + shares[1].names) == sorted(dataset.names)
-    seeds = {Crew(rank, 2).config(TrainConfig(seed=7), dataset).seed for rank in range(2)}
-    assert len(seeds) == 2 and 7 in seeds
-
-
-def test_epochs_and_samples_of_an_epoch_are_those_of_all_processes_together():
-    dataset = toy_dataset(7)
-    dataset = dataclasses.replace(dataset, config=dataclasses.replace(dataset.config, max_train_samples=5))
-    config = TrainConfig(epochs=3, batch_size=2)
-    assert {Crew(rank, 2).config(config, dataset).steps for rank in range(2)} == {4}  # 15 looks, 4 at a time
-    assert {Crew(rank, 2).share(dataset).epoch_size for rank in range(2)} == {3}
-    assert Crew().config(config, dataset).steps == 8
-    assert Crew().share(dataset).epoch_size == 5
-
-
-def test_more_processes_than_pictures_are_refused():
-    dataset = toy_dataset(4)
-    with pytest.raises(InputError, match="4 pictures for 5 processes"):
-        Crew(0, 5).share(dataset)
-
-
-def test_one_process_changes_nothing():
-    dataset, config = toy_dataset(4), TrainConfig(seed=7)
-    assert Crew().share(dataset).names == dataset.names
-    assert dataclasses.asdict(Crew().config(config, dataset)) == dataclasses.asdict(config)
-    assert Crew().device("cuda:1") == "cuda:1"
+def test_every_look_belongs_to_one_process_whatever_lies_beside_it():
+    """Also where an update has an odd number of looks: the prior and the kept points are split, not doubled."""
+    case = crew_worker.CASES["kept"]
+    alone = crew_worker.make(case, Seat(0, 1))[0]
+    shared = [crew_worker.make(case, Seat(rank, 2))[0] for rank in range(2)]
+    for batch in range(6):
+        whole = [row.noise for row in alone.rows(batch)]
+        parts = [row.noise for run in shared for row in run.rows(batch)]
+        assert len(whole) == len(parts) and all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+        assert Counter(alone.shapes(batch)) == Counter(shape for run in shared for shape in run.shapes(batch))
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("each", "total", "processes", "found", "wanted"),
     [
-        (["--resume"], "--resume works with one process only"),
-        (["--validation-share", "0.1", "--patience", "2"], "--patience works with one process only"),
+        (3, 0, 1, None, (3, 0)),
+        (3, 0, 2, None, (6, 0)),
+        (1, 5, 2, None, (5, 0)),
+        (2, 0, 1, Begun(6, 3), (6, 2)),  # the same words: the batch of the three, in pieces of 2
+        (6, 0, 1, Begun(6, 3), (6, 0)),
+        (2, 0, 4, Begun(6, 3), (6, 0)),
+        (4, 0, 1, Begun(6, 3), (4, 0)),  # other words: another run, which resume refuses
     ],
 )
-def test_what_needs_one_process_is_refused_in_several(tmp_path, monkeypatch, capsys, flags, message):
-    pictures = write_pictures(tmp_path / "pictures")
-    for name, value in environment(0, free_port()).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: None)
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    argv = ["train", "--model", "m", "--data", str(pictures), "--output", str(tmp_path / "o.safetensors")]
-    assert main([*argv, *flags]) == 2
-    assert message in capsys.readouterr().err
+def test_the_batch_is_for_each_process_and_stays_that_of_a_run(each, total, processes, found, wanted):
+    config, at_once = whole_batch(TrainConfig(batch_size=each), total, processes, found)
+    assert (config.batch_size, at_once) == wanted
+
+
+def test_a_batch_that_leaves_a_process_idle_is_refused():
+    with pytest.raises(InputError, match="the batch of 2 cannot be shared by 3 processes"):
+        whole_batch(TrainConfig(), 2, 3)
+
+
+def test_accelerates_precision_is_taken_or_refused():
+    def launched(precision: str, found: str) -> str:
+        return launched_precision(TrainConfig(precision=precision), {"ACCELERATE_MIXED_PRECISION": found}).precision
+
+    assert launched("auto", "bf16") == launched("bf16", "bf16") == launched("bf16", "no") == "bf16"
+    assert launched_precision(TrainConfig(), {}).precision == "auto"
+    with pytest.raises(InputError, match="mixed precision bf16, but precision is fp16"):
+        launched("fp16", "bf16")
+    with pytest.raises(InputError, match="mixed precision fp8; wanted no, bf16 or fp16"):
+        launched("auto", "fp8")
+
+
+def test_one_process_is_alone():
+    with join("cuda:1") as crew:
+        assert (crew.rank, crew.size, crew.leads, crew.device("cuda:1"), crew.metadata()) == (0, 1, True, "cuda:1", {})
+        assert crew.first(lambda: crew.of_first(3)) == 3

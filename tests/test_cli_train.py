@@ -10,7 +10,7 @@ from tests import cli_runs
 from tests.cli_runs import few
 from tests.tiny_pipeline import write_pictures
 from trilora_core.__main__ import main
-from trilora_core.cli import train as train_verb
+from trilora_core.cli import bar
 from trilora_core.fileformat import read_adapter, read_metadata
 from trilora_core.memory import OUT_OF_MEMORY
 from trilora_core.metadata import trigger_words
@@ -147,7 +147,7 @@ def test_an_interrupt_keeps_the_work_and_resume_goes_on(base, pictures, tmp_path
     whole, output = tmp_path / "whole.safetensors", tmp_path / "style.safetensors"
     argv = few(base, pictures, output, "--steps", "4")
     assert main(few(base, pictures, whole, "--steps", "4")) == 0
-    real = train_verb.train_to_file
+    real = bar.train_to_file
 
     def interrupted(run, path, *, on_step, **rest):
         def stop_at_2(step):
@@ -157,13 +157,13 @@ def test_an_interrupt_keeps_the_work_and_resume_goes_on(base, pictures, tmp_path
 
         return real(run, path, on_step=stop_at_2, **rest)
 
-    monkeypatch.setattr(train_verb, "train_to_file", interrupted)
+    monkeypatch.setattr(bar, "train_to_file", interrupted)
     assert main(argv) == 130
     error = capsys.readouterr().err.splitlines()[-1]
     kept = tmp_path / "style_stopped_at_00002.safetensors"
     assert str(kept) in error and "--resume" in error
     assert read_metadata(kept)["trilora.finished"] == "false"
-    monkeypatch.setattr(train_verb, "train_to_file", real)
+    monkeypatch.setattr(bar, "train_to_file", real)
     assert main([*argv, "--resume"]) == 0
     assert read_metadata(output)["sshs_model_hash"] == read_metadata(whole)["sshs_model_hash"]
     capsys.readouterr()
@@ -278,7 +278,7 @@ def test_the_memory_that_a_run_needs_is_said_before_it(base, pictures, tmp_path,
 
 
 def test_out_of_memory_is_one_line_that_names_what_was_kept(base, pictures, tmp_path, capsys, monkeypatch):
-    real = train_verb.train_to_file
+    real = bar.train_to_file
 
     def full(run, path, *, on_step, **rest):
         def stop_at_2(step):
@@ -288,7 +288,7 @@ def test_out_of_memory_is_one_line_that_names_what_was_kept(base, pictures, tmp_
 
         return real(run, path, on_step=stop_at_2, **rest)
 
-    monkeypatch.setattr(train_verb, "train_to_file", full)
+    monkeypatch.setattr(bar, "train_to_file", full)
     assert main(few(base, pictures, tmp_path / "style.safetensors", "--steps", "4")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     kept = tmp_path / "style_stopped_at_00002.safetensors"

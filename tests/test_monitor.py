@@ -133,10 +133,11 @@ def test_drift_is_asked_with_the_empty_caption_then_of_the_prior_then_of_the_pic
         training, held = split(with_blank(data) if blank else data, 0.3, seed=5)
         run = make_run(data=training, prior=toy_dataset(3, seed=9) if prior else None)
         monitor = Monitor(run, held)
-        looks = monitor._drift_looks
+        looks = [look for batch in monitor._drift_batches for look in batch]
         conds = [look.row(5).sample.cond for look in looks]
         asked = held.store.get("blank") if blank else None
-        seen.append((looks is monitor._looks, all(asked is cond for cond in conds), looks[0].data.names == held.names))
+        same_looks = monitor._drift_batches is monitor._batches
+        seen.append((same_looks, all(asked is cond for cond in conds), looks[0].data.names == held.names))
     assert seen == [(False, True, True), (False, False, False), (True, False, True)]
 
 
@@ -147,7 +148,7 @@ def test_the_empty_caption_is_not_asked_for_where_none_is_dropped():
         training, held = split(kept, 0.3, seed=5)
         run = make_run(data=training)
         monitor = Monitor(run, held)
-        assert monitor._drift_looks is monitor._looks
+        assert monitor._drift_batches is monitor._batches
         assert attached(run, monitor.measure).drift == 0
 
 

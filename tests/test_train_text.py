@@ -261,7 +261,9 @@ def test_drift_and_validation_see_what_the_encoder_has_become():
         now = monitor.measure()
     assert start.drift == 0 and now.drift > 1e-4 and now.validation != start.validation
     plain = make_run(with_rate(0.0), data)
-    assert all(torch.equal(a, b) for a, b in zip(monitor._base, Monitor(plain, data)._base, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(monitor._base.values(), Monitor(plain, data)._base.values(), strict=True)
+    )
 
 
 def test_a_start_with_text_layers_goes_on_or_is_carried():

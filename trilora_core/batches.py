@@ -49,7 +49,12 @@ class Line:
 
     def batch(self, step: int) -> list[Row]:
         """Batch number `step` (from 0)."""
-        return [self._row(draw.index, draw.place) for draw in self._order.batch(step)]
+        return [self.row(step, number) for number in range(self._order.batch_size)]
+
+    def row(self, step: int, number: int) -> Row:
+        """Row `number` of batch `step`, both from 0; no other is loaded for it."""
+        draw = self._order.batch(step)[number]
+        return self._row(draw.index, draw.place)
 
     def shapes(self, step: int) -> list[Hashable]:
         """The shape of each picture of batch number `step`, as the data set has it; nothing is loaded for it."""
@@ -65,11 +70,13 @@ class Line:
         return Row(sample, noise, u, self._weight)
 
 
-def of_one_shape(rows: Sequence[Row]) -> list[list[Row]]:
+def of_one_shape(rows: Sequence[Row], most: int = 0) -> list[list[Row]]:
+    """The rows by the shape of their latents, in groups of at most `most`; 0: of any size."""
     groups: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.sample.latents.shape), []).append(row)
-    return list(groups.values())
+    size = most or len(rows)
+    return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
 
 
 def masks_of(samples: Sequence[Sample]) -> Tensor | None:

@@ -236,10 +236,12 @@ def _largest(run: Run) -> tuple[int, int, tuple[int, ...], bool]:
         counts = Counter(run.shapes(number))
         for key, rows in counts.items():
             shape = cast("tuple[int, ...]", key)  # of pixels or of latents, in every data set that we make
-            size = (rows * prod(shape), prod(shape), len(counts) > 1)  # gradients of the others are held beside it
+            at_once = min(rows, run.at_once or rows)
+            apart = len(counts) > 1 or at_once < rows  # gradients of the others are held beside it
+            size = (at_once * prod(shape), prod(shape), apart)
             if size > most:
-                most, found = size, (number, rows, shape, len(counts) > 1)
-    assert found is not None  # there is always one batch
+                most, found = size, (number, at_once, shape, apart)
+    assert found is not None  # there is always one batch, of at least a picture for each process
     return found
 
 

@@ -15,7 +15,7 @@ from .runlog import RunLog
 from .spectrum import Spectrum, look_at_spectrum
 from .train import Previewer, Run
 
-__all__ = ["History", "Listeners", "Milestones", "best_path", "step_path"]
+__all__ = ["History", "Listeners", "Milestones", "best_path", "exhausted", "measure_due", "step_path"]
 
 
 def best_path(output: Path) -> Path:
@@ -72,6 +72,18 @@ class History:
         return {"measures": measures, **steps, "best": self.best}
 
 
+def measure_due(run: Run, history: History, last: bool) -> bool:
+    """Whether the run is to be measured at the step that it has reached; `last` is always, but never twice."""
+    measured = any(measure.step == run.step for measure in history.measures)
+    return not measured and (last or run.step % run.config.monitor.validate_every == 0)
+
+
+def exhausted(run: Run, history: History) -> bool:
+    """Whether validation has gone without a better value for as long as the run is to wait."""
+    patience = run.config.monitor.patience
+    return bool(patience) and waited(history.measures) >= patience
+
+
 @dataclass
 class Milestones:
     """Does what is due at the step that the run has reached; the adapter must be attached.
@@ -92,8 +104,7 @@ class Milestones:
     def reach(self, *, last: bool = False) -> None:
         """Measure, look, draw and keep what is due or asked for; `last` makes all but keeping due."""
         config, step = self.run.config, self.run.step
-        measured = any(measure.step == step for measure in self.history.measures)
-        if self.monitor is not None and not measured and (last or step % config.monitor.validate_every == 0):
+        if self.monitor is not None and measure_due(self.run, self.history, last):
             self._measure(self.monitor)
         every = config.monitor.spectrum_every
         if every and (last or step % every == 0) and step not in self.history.spectra:
@@ -116,8 +127,7 @@ class Milestones:
     @property
     def exhausted(self) -> bool:
         """Whether validation has gone without a better value for as long as the run is to wait."""
-        patience = self.run.config.monitor.patience
-        return bool(patience) and waited(self.history.measures) >= patience
+        return exhausted(self.run, self.history)
 
     def _measure(self, monitor: Monitor) -> None:
         measure = monitor.measure()

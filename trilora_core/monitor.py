@@ -87,36 +87,41 @@ class Monitor:
 
     def __init__(self, run: Run, held_out: Dataset) -> None:
         self._run = run
-        self._looks = _looks(held_out, run.config.seed, dropout=0.0)
-        self._drift_looks = _drift_looks(run, held_out) or self._looks
+        size = run.at_once or -(-run.config.batch_size // run.crew.size)
+        self._batches = _batches(_looks(held_out, run.config.seed, dropout=0.0), size)
+        others = _drift_looks(run, held_out)
+        self._drift_batches = _batches(others, size) if others else self._batches
         # the base never changes: asked once, and kept where memory is cheap
-        self._base = [prediction.cpu() for _, prediction, _ in self._predicted(self._drift_looks)]
+        self._base = {number: prediction.cpu() for number, _, prediction, _ in self._predicted(self._drift_batches)}
 
     @torch.no_grad()
     def measure(self) -> Measure:
-        """Measure the adapter that would be saved now; it must be attached."""
+        """Measure the adapter that would be saved now; it must be attached. All processes of a crew share the work."""
         with self._run.as_saved():
-            errors, changes = [], []
-            for rows, prediction, target in self._predicted(self._looks):
-                errors.append(_error(rows, prediction, target))
-                if self._drift_looks is self._looks:
-                    changes.append(prediction)
-            if self._drift_looks is not self._looks:
-                changes = [prediction for _, prediction, _ in self._predicted(self._drift_looks)]
-        return Measure(self._run.step, float(torch.cat(errors).mean()), self._drift(changes))
+            errors = [torch.zeros(len(batch)) for batch in self._batches]
+            changes = torch.zeros(2, len(self._drift_batches), dtype=torch.float64)
+            for number, rows, prediction, target in self._predicted(self._batches):
+                errors[number] = _error(rows, prediction, target)
+                if self._drift_batches is self._batches:
+                    changes[:, number] = self._change(number, prediction)
+            if self._drift_batches is not self._batches:
+                for number, _, prediction, _ in self._predicted(self._drift_batches):
+                    changes[:, number] = self._change(number, prediction)
+        validation = float(self._run.crew.summed(torch.cat(errors)).mean())
+        changed, size = (sum(values) for values in self._run.crew.summed(changes).tolist())
+        return Measure(self._run.step, validation, changed / max(size, torch.finfo(torch.float32).tiny))
 
-    def _drift(self, predictions: Sequence[Tensor]) -> float:
-        changed, size = 0.0, 0.0
-        for now, base in zip(predictions, self._base, strict=True):
-            changed += float((now.float() - base.to(now.device).float()).square().flatten(1).mean(dim=1).sum())
-            size += float(base.float().square().flatten(1).mean(dim=1).sum())
-        return changed / max(size, torch.finfo(torch.float32).tiny)
+    def _change(self, number: int, now: Tensor) -> Tensor:
+        """Sums over the predictions of a batch of their mean squared changes and of their mean squares, (2,)."""
+        base = self._base[number]
+        changed = (now.float() - base.to(now.device).float()).square().flatten(1).mean(dim=1).sum()
+        return torch.tensor([float(changed), float(base.float().square().flatten(1).mean(dim=1).sum())]).double()
 
-    def _predicted(self, looks: Sequence[_Look]) -> Iterator[tuple[list[Row], Tensor, Tensor]]:
-        """Batches of looks with the run's prediction and its target."""
-        for batch in _batches(looks, self._run.config.batch_size):
-            rows = [look.row(self._run.config.seed) for look in batch]
-            yield (rows, *self._run.predict(rows))
+    def _predicted(self, batches: Sequence[Sequence[_Look]]) -> Iterator[tuple[int, list[Row], Tensor, Tensor]]:
+        """This process's share of the batches: the number of each, its rows, the run's prediction and its target."""
+        for number in range(self._run.crew.rank, len(batches), self._run.crew.size):
+            rows = [look.row(self._run.config.seed) for look in batches[number]]
+            yield (number, rows, *self._run.predict(rows))
 
 
 @dataclass(frozen=True)
@@ -158,14 +163,12 @@ def _drift_looks(run: Run, held_out: Dataset) -> list[_Look]:
     return [] if run.prior is None else _looks(run.prior, run.config.seed, dropout=0.0)
 
 
-def _batches(looks: Sequence[_Look], size: int) -> Iterator[list[_Look]]:
+def _batches(looks: Sequence[_Look], size: int) -> list[list[_Look]]:
     """Batches of at most `size` looks at pictures of one shape."""
     groups: dict[object, list[_Look]] = {}
     for look in looks:
         groups.setdefault(look.data.items[look.index].shape, []).append(look)
-    for group in groups.values():
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
+    return [group[first : first + size] for group in groups.values() for first in range(0, len(group), size)]
 
 
 def _error(rows: Sequence[Row], prediction: Tensor, target: Tensor) -> Tensor:

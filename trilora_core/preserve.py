@@ -82,7 +82,11 @@ class KeptLine:
 
     def batch(self, step: int) -> list[Row]:
         """The rows beside batch number `step` (from 0), none beside some where there are more batches than points."""
-        return [self._kept.row(self._index(place), self._weight) for place in self._places(step)]
+        return [self.row(step, number) for number in range(len(self._places(step)))]
+
+    def row(self, step: int, number: int) -> Row:
+        """Row `number` of those beside batch `step`; no other is loaded for it."""
+        return self._kept.row(self._index(self._places(step)[number]), self._weight)
 
     def shapes(self, step: int) -> list[Hashable]:
         """The shape of each of them; nothing is loaded for it."""

@@ -9,7 +9,8 @@ Every line has an "event" and the "step" that it belongs to:
              effective rank and norm; or a problem
     preview  files, or a problem
     file     an adapter that was written: path, and what it is ("result", "best" or "step")
-    end      ended: steps, validation, stop, interrupt, diverged or error; and the file that holds the result
+    end      ended: steps, validation, stop, interrupt, lost, memory, diverged or error; and the file that holds the
+             result
 
 Numbers that are not finite are null.
 """
@@ -132,6 +133,7 @@ def run_facts(run: Run, output: Path, held_out: Dataset | None) -> dict[str, Any
         },
         "adapter": {"layers": len(run.trainable.branches), "parameters": sum(p.numel() for p in parameters)},
         "fingerprint": run.fingerprint(),
+        "processes": run.crew.size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {
             "trilora": __version__,

@@ -17,6 +17,8 @@ import torch
 
 from .atomic import check_writable
 from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
+from .companion import same_start
+from .crew import Lost
 from .data.dataset import Dataset
 from .errors import InputError
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
@@ -117,7 +119,8 @@ def train_to_file(
 
     `on_step` hears of every step and may raise one of `interrupts`: what was trained so far is then written under the
     name of `stopped_path`, with a state to resume from beside it, and the exception goes on. The same holds for a run
-    that diverges or runs out of its device's memory; `on_stopped` hears where the file is. `held_out` is what
+    that diverges, loses another process of its crew or runs out of its device's memory; `on_stopped` hears where the
+    file is. In a crew this is for the first process, the others accompany it (companion.py). `held_out` is what
     `monitor.split` held out of the run's pictures, `previewer` draws with the run's model. Beside the adapter lies the
     log of the run, and whatever else `run.config.monitor` asks for. Raises InputError when the file cannot be written
     or something is missing that the options need, before anything is trained.
@@ -133,6 +136,7 @@ def train_to_file(
         keep = _Keeper(run, output, dict(metadata), dtype, time.time(), on_stopped, history, log)
         way = Milestones(run, output, history, log, keep.on_the_way, keep.save_state, monitor, previewer, listeners)
         listeners.on_begin()
+        same_start(run, history)  # last of what may be refused
         try:
             with ExitStack() as stack:
                 stack.enter_context(run.trainable.attach(run.targets()))
@@ -148,6 +152,9 @@ def train_to_file(
                     way.reach(last=True)
         except interrupts:
             keep.stopped("interrupt")
+            raise
+        except Lost:
+            keep.stopped("lost")
             raise
         except OUT_OF_MEMORY as error:
             make_room(run, error)  # first: writing needs some of it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .adapter import Target, TriLoRA
 from .batches import Line, Row, learned_of, masks_of, of_one_shape, targets_given
 from .config import TrainConfig, to_json
+from .crew import ALONE, Crew, add_up, share_of
 from .data.dataset import Dataset, Encoder
 from .ema import Result
 from .errors import InputError
@@ -78,12 +79,17 @@ class Run:
         prior: Dataset | None = None,
         text: TextEncoder | None = None,
         kept: Kept | None = None,
+        *,
+        crew: Crew = ALONE,
+        at_once: int = 0,
     ) -> None:
         """`prior` holds pictures of the class, whose loss keeps the base model's idea of it (Ruiz et al. 2023).
 
         `text` are the model's text encoders where the options train them too, `kept` what the base predicts besides
-        where they ask to preserve it. Raises InputError where they do and it is missing, or a data set holds no
-        captions but only what was encoded of them.
+        where they ask to preserve it. In a `crew` this process takes its share of every batch, which is that of all;
+        `at_once` limits the pictures of a forward where the share is larger than that, 0: it does not. Raises
+        InputError where something is to be trained or preserved and missing, or a data set holds no captions but only
+        what was encoded of them.
         """
         config = settled(config, denoiser.prediction_type)
         _check_text(config, text, [dataset] if prior is None else [dataset, prior])
@@ -94,6 +100,8 @@ class Run:
         self.prior = prior
         self.text = text
         self.kept = kept
+        self.crew = crew
+        self.at_once = at_once
         self._lines: list[Line | KeptLine] = [Line(dataset, config.seed, config.batch_size, 1.0, "order", config.loss)]
         if prior is not None:
             self._lines.append(
@@ -108,7 +116,6 @@ class Run:
         self.step = 0
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
-        self.on_gradients: Callable[[], None] | None = None  # once in each step, when all of its gradients are there
         self.calibration_key = ""  # of the calibration that the adapter starts from, if any
         self._bad = 0
         self._stop = False
@@ -161,8 +168,17 @@ class Run:
         return self.denoiser.blocks() + ([] if self.text is None else self.text.blocks())
 
     def shapes(self, batch: int) -> list[Hashable]:
-        """The shape of each picture of batch number `batch` (from 0), prior pictures included."""
-        return [shape for line in self._lines for shape in line.shapes(batch)]
+        """The shape of each picture of this process's share of batch number `batch` (from 0), prior ones included."""
+        shapes = [shape for line in self._lines for shape in line.shapes(batch)]
+        return [shapes[number] for number in share_of(len(shapes), self.crew)]
+
+    def rows(self, batch: int) -> list[Row]:
+        """This process's share of batch number `batch` (from 0) and of what is learned beside it; only that is loaded.
+
+        All lines are one row for it: each process has as many looks as another, or one more or less.
+        """
+        looks = [(line, number) for line in self._lines for number in range(len(line.shapes(batch)))]
+        return [line.row(batch, number) for line, number in (looks[i] for i in share_of(len(looks), self.crew))]
 
     def rehearse(self, batch: int, *, accumulated: bool = False) -> None:
         """Forward and backward of batch number `batch` (from 0), whose result is thrown away.
@@ -208,6 +224,7 @@ class Run:
             "losses": [loss if math.isfinite(loss) else None for loss in self.losses],
             "bad": self._bad,
             "scaler": self.scaler.state_dict(),
+            "processes": self.crew.size,
             "fingerprint": self.fingerprint(with_steps=False),
             "config": to_json(self.config),
         }
@@ -233,10 +250,10 @@ class Run:
         started = time.perf_counter()
         rate = set_rate(self.optimizer, rate_at(self.config.optimizer, self.step, self.config.steps))
         total = sum(self._backward(micro) for micro in range(self.config.optimizer.accumulation))
+        if self.crew.size > 1:
+            total = add_up(self.trainable.trainable(), torch.as_tensor(total), self.crew)
         if self.config.loss.orthogonality:
-            self._backward_penalty()
-        if self.on_gradients is not None:
-            self.on_gradients()
+            self._backward_penalty()  # the same in every process of a crew
         loss, norm = self._clip(total)
         dropped = _why_drop(loss, norm)
         if not dropped:
@@ -254,12 +271,11 @@ class Run:
         return Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
 
     def _backward(self, micro: int) -> Tensor:
-        """Forward and backward of one batch; returns its share of the loss without waiting for it."""
+        """Forward and backward of this process's share of one batch; its share of the loss, without waiting for it."""
         step = self.step * self.config.optimizer.accumulation + micro
-        rows = [row for line in self._lines for row in line.batch(step)]
         total = torch.zeros((), device=self._device)
         with self.trainable.rank_dropout(self.config.seed, step):
-            for group in of_one_shape(rows):
+            for group in of_one_shape(self.rows(step), self.at_once):
                 loss = self._loss(group) / self.config.optimizer.accumulation
                 self.scaler.scale(loss).backward()
                 total += loss.detach()

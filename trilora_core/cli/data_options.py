@@ -25,7 +25,7 @@ __all__ = [
 
 IN_MEMORY = "memory"
 _LIMIT = 20.0  # GB
-_BYTES = 10**9
+BYTES = 10**9
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CacheOptions:
     """Where encoded pictures and captions are kept between runs, and how large that may grow."""
 
     folder: Path | None  # None: in memory
-    limit: int = int(_LIMIT * _BYTES)  # bytes
+    limit: int = int(_LIMIT * BYTES)  # bytes
 
 
 def add_data_options(parser: OneLineParser, resolution: str) -> None:
@@ -276,4 +276,4 @@ def read_cache(given: Given) -> CacheOptions:
         raise InputError(f"cache_limit is {limit!r}; wanted a finite number of GB above 0")
     if place == IN_MEMORY:
         return CacheOptions(None)
-    return CacheOptions(Path(place).expanduser() if place.strip() else default_cache_folder(), int(limit * _BYTES))
+    return CacheOptions(Path(place).expanduser() if place.strip() else default_cache_folder(), int(limit * BYTES))

@@ -20,12 +20,13 @@ from ..plots import picture_grid, plot_losses
 from ..plots_spectrum import plot_adapters
 from ..session import Outcome
 from .apply import draw
+from .bar import train_with_bar
 from .base import choose_device, load_base, own_resolution
 from .parser import Arguments, OneLineParser, whole
 from .pictures import encode
 from .store import CountedStore
 from .summary import summary
-from .train import prepare, train_with_bar
+from .train import prepare
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 

@@ -84,6 +84,14 @@ def _add_optimizer(parser: OneLineParser) -> None:
         f"of up and down, never of Σ (default: {optimizer.weight_decay:g})",
         type=float,
     )
+    option(group, "--beta1", "optimizer.beta1", f"decay of the mean gradient (default: {optimizer.beta1})", type=float)
+    option(
+        group,
+        "--beta2",
+        "optimizer.beta2",
+        "decay of the mean square of the gradient (default: the optimizer's own, 0.999, or 0.99 for lion)",
+        type=float,
+    )
     option(
         group,
         "--schedule",

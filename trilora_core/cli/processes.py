@@ -1,167 +1,236 @@
-"""Several processes, one adapter: pictures split by rank, gradients averaged, the file written by the first.
+"""The processes that `accelerate launch` started, as one crew: accelerate finds them, places them and adds up.
 
-Each process is started by `accelerate launch`, holds the whole frozen model and its own share of the pictures. Only the
-adapter's gradients travel.
+Each holds the whole frozen model and does its share of every batch; only the adapter's gradients and a few numbers
+travel. The first one reports and writes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from ..adapter import derive_seed
 from ..config import TrainConfig
-from ..data import Dataset
+from ..crew import Lost
 from ..errors import InputError
-from ..metadata import dataset_metadata
-from ..recompute import checkpointed
-from ..train import Run, planned, train
+from ..memory import OUT_OF_MEMORY
 
-__all__ = ["ALONE", "Crew", "averaged_gradients", "follow", "join"]
+__all__ = ["Processes", "Told", "join", "launched_precision"]
 
-# Of the others, while the first encodes, draws or measures; a process that dies ends it at once.
-_PATIENCE = timedelta(days=2)
-_PATIENCE_ON_THE_WAY = timedelta(hours=2)
+# Of a process, while another encodes, draws or measures. One that dies on the same machine ends it at once.
+_PATIENCE = timedelta(hours=6)
+
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torch's, and those of MPI
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Crew:
-    """This process among those that train together: `rank` counts from 0, `local` is its number on this machine."""
+class Told(Exception):
+    """The run ends, and the first process says why."""
 
-    rank: int = 0
-    size: int = 1
-    local: int = 0
+
+class Processes:
+    """This process among those that train together (crew.Crew), or the only one."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        """`accelerator` is accelerate's, None for a process that is alone."""
+        self._accelerator = accelerator
+        self._asked = False  # to stop, by a signal to this process
+        self._heard: Tensor | None = None  # how many of all were, in the last exchange
+        self._starting = False
+        self._met = True  # all wait for each other before what one refuses could leave them behind; False in training
+
+    @property
+    def rank(self) -> int:
+        """The number of this process over all machines, from 0."""
+        return 0 if self._accelerator is None else int(self._accelerator.process_index)
+
+    @property
+    def size(self) -> int:
+        """How many they are on all machines."""
+        return 1 if self._accelerator is None else int(self._accelerator.num_processes)
 
     @property
     def leads(self) -> bool:
-        """Whether this process reports and writes the file."""
-        return self.rank == 0
+        """Whether this process reports and writes the files."""
+        return self._accelerator is None or bool(self._accelerator.is_main_process)
 
     def device(self, name: str) -> str:
-        """The device for this process when the user asked for `name`: each takes the GPU of its number."""
-        own = self.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
-        return f"cuda:{self.local}" if own else name
+        """The device for this process when the user asked for `name`: accelerate gives each a GPU of its machine."""
+        if self._accelerator is None:
+            return name
+        if name not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device is {name}, and each of {self.size} processes takes its own GPU; leave it out")
+        return str(self._accelerator.device)
 
-    def share(self, dataset: Dataset) -> Dataset:
-        """Every size-th picture from the rank-th on; raises InputError when there are fewer pictures than processes."""
-        if len(dataset) < self.size:
-            raise InputError(f"{len(dataset)} pictures for {self.size} processes; start one per picture at most")
-        part, most = dataset.part(self.rank, self.size), dataset.config.max_train_samples
-        return dataclasses.replace(
-            part, config=dataclasses.replace(part.config, max_train_samples=-(-most // self.size))
-        )
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of all processes' values; with them travels whether one of them was asked to stop."""
+        if self._accelerator is None:
+            return values
+        asked = torch.full((1,), float(self._asked), dtype=values.dtype, device=values.device)
+        own = torch.cat([values.flatten(), asked]).to(self._accelerator.device)
+        with self._reaching():
+            total: Tensor = self._accelerator.reduce(own, "sum")
+        self._heard = total[-1]
+        return total[:-1].view_as(values).to(values.device)
 
-    def config(self, config: TrainConfig, dataset: Dataset) -> TrainConfig:
-        """The options with the steps that epochs of the whole data set make, and a seed of this process's own.
+    def of_first(self, value: T) -> T:
+        """What the first process gave; raises what any of them refuses here."""
+        if self._accelerator is None:
+            return value
+        from accelerate.utils import broadcast_object_list
 
-        No two processes draw the same noise, and all take the same number of steps.
-        """
-        if config.epochs:
-            config = dataclasses.replace(config, steps=-(-planned(config, dataset).steps // self.size))
-        return config if self.leads else dataclasses.replace(config, seed=derive_seed(config.seed, "rank", self.rank))
+        self._agree("")
+        with self._reaching():
+            found: T = broadcast_object_list([value])[0]
+        self._met = not self._starting
+        return found
 
     def first(self, work: Callable[[], T]) -> T:
-        """Let the first process do `work` before the others, who do it when its results lie on the disk.
+        """Let the first process do `work`, then one of each other machine, then the rest, who find it on the disk."""
+        turn = 0 if self.leads else 1 if self._accelerator.is_local_main_process else 2
+        done: list[T] = []
+        for now in range(1 if self.size == 1 else 3):
+            problem = ""
+            if now == turn:
+                try:
+                    done.append(work())
+                except InputError as error:
+                    if self.size == 1:
+                        raise
+                    problem = str(error)
+            self._agree(problem)
+        return done[0]
 
-        What the first one refuses as bad input, all refuse.
-        """
-        if self.size == 1:
-            return work()
-        group: Any = distributed.new_group(timeout=_PATIENCE, backend="gloo")
-        problem = [""]
-        if self.leads:
-            try:
-                done = work()
-            except InputError as error:
-                distributed.broadcast_object_list([str(error)], 0, group=group)
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one process refuses as bad input inside, all refuse: the first with InputError, the others are Told."""
+        try:
+            yield
+        except (_Agreed, Told):
+            raise
+        except InputError as error:
+            if self.size == 1 or not self._met:
                 raise
-            distributed.broadcast_object_list(problem, 0, group=group)
-            return done
-        distributed.broadcast_object_list(problem, 0, group=group)
-        if problem[0]:
-            raise InputError(problem[0])
-        return work()
+            self._agree(str(error))
+        else:
+            if self._met:
+                self._agree("")
 
-    def metadata(self, run: Run, dataset: Dataset, name: str) -> dict[str, str]:
-        """What the file `name` says otherwise than the first process alone would; {} for one process."""
-        if self.size == 1:
-            return {}
-        config = run.config
-        return dataset_metadata(dataset, name) | {
-            "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
-            "ss_total_batch_size": str(self.size * config.batch_size * config.optimizer.accumulation),
-            "trilora.processes": str(self.size),
-            "trilora.fingerprint": f"{run.fingerprint()} x {self.size}",
-        }
+    def _agree(self, problem: str) -> None:
+        if self._accelerator is None:
+            return
+        from accelerate.utils import gather_object
+
+        with self._reaching():
+            problems: list[str] = gather_object([problem])
+        told = [
+            text if not rank or text in problems[:rank] else f"process {rank}: {text}"
+            for rank, text in enumerate(problems)
+            if text
+        ]
+        if told:
+            raise _Agreed(told[0]) if self.leads else Told
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, Ctrl-C and a request to end are kept until all have heard of it in an exchange: see `check`.
+
+        The first thing there that all have from the first process is the start of the run.
+        """
+        if self._accelerator is None:
+            yield
+            return
+        self._starting = True
+        kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in kept:
+            signal.signal(number, self._ask)
+        yield
+        for number, handler in kept.items():  # not after an error: the launcher's signal may cut off what is told of it
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where one of them was asked to stop, in all after the same step."""
+        if self._heard is not None and self._heard.item():
+            raise KeyboardInterrupt
+
+    def metadata(self) -> dict[str, str]:
+        """What a file says of them; {} for one process."""
+        return {} if self.size == 1 else {"trilora.processes": str(self.size)}
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except OUT_OF_MEMORY:
+            raise
+        except RuntimeError as error:  # what every backend of torch raises: closed connections, timeouts
+            raise Lost(
+                f"process {self.rank} of {self.size} (counted from 0) lost the others: one has ended, and if it could"
+                " it said why, or its machine cannot be reached"
+            ) from error
 
 
-ALONE = Crew()
+class _Agreed(InputError):
+    """What all have heard already."""
 
 
 @contextmanager
-def join(device: str) -> Iterator[Crew]:
-    """Take part in the group that `accelerate launch` started, if it did; alone otherwise."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield ALONE
-        return
-    crew = Crew(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
-    on_gpu = crew.device(device).startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(crew.local)
-    # the first draws previews between two steps, which may take longer than the half hour or less of the default
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE_ON_THE_WAY)
-    try:
-        yield crew
-    finally:
-        distributed.destroy_process_group()
+def join(device: str) -> Iterator[Processes]:
+    """Take part in what `accelerate launch` started, if it started several; alone otherwise.
 
-
-@contextmanager
-def averaged_gradients(run: Run, crew: Crew) -> Iterator[None]:
-    """Start from the first process's parameters, and step with the mean of the gradients of all processes.
-
-    They travel once in each step: how often a parameter's gradient grows on the way there differs between processes,
-    with the shapes of their pictures, and with the captions of a batch where text encoders are checkpointed.
+    Raises InputError for kinds of distribution that split the model.
     """
-    if crew.size == 1:
-        yield
+    if all(int(os.environ.get(name, "1")) == 1 for name in _SIZES):
+        yield Processes()
         return
-    for parameter in run.trainable.trainable():
-        distributed.broadcast(parameter.data, 0)
-    run.on_gradients = partial(_average, run.trainable.trainable(), crew.size)
+    accelerator = _accelerator(on_cpu=device == "cpu" or not torch.cuda.is_available())
     try:
-        yield
+        yield Processes(accelerator)
     finally:
-        run.on_gradients = None
+        accelerator.end_training()
 
 
-def _average(parameters: Sequence[Tensor], size: int) -> None:
-    """Put the mean over all processes in the place of every gradient, in one exchange."""
-    own = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in own])
-    distributed.all_reduce(flat)
-    parts = flat.div_(size).split([parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+def _accelerator(*, on_cpu: bool) -> Any:
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+    except ImportError as error:
+        raise InputError('several processes need accelerate; run: pip install -e ".[standalone]"') from error
+    try:
+        found = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    except (ImportError, NotImplementedError, ValueError) as error:
+        raise InputError(f"accelerate cannot start as it was launched: {error}; see `accelerate config`") from error
+    kind = found.distributed_type.value
+    if not kind.startswith("MULTI_"):
+        raise InputError(f"accelerate was launched for {kind}; wanted --multi_gpu: the model is not split")
+    return found
 
 
-def follow(run: Run) -> None:
-    """Train beside the first process, which reports and writes the file."""
-    with ExitStack() as stack:
-        stack.enter_context(run.trainable.attach(run.targets()))
-        if run.config.gradient_checkpointing:
-            stack.enter_context(checkpointed(run.blocks(), in_place_safe=run.denoiser.in_place_safe))
-        for _ in stack.enter_context(closing(train(run))):
-            pass
+def launched_precision(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> TrainConfig:
+    """The options with the mixed precision that accelerate was launched with.
+
+    Accelerate hands it on in this variable, whether it started one process or several; "no" is also what it says when
+    nobody asked. Raises InputError where the options ask for another one.
+    """
+    found = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if found == "no":
+        return config
+    if found not in ("bf16", "fp16"):
+        raise InputError(f"accelerate was launched with mixed precision {found}; wanted no, bf16 or fp16")
+    if config.precision not in ("auto", found):
+        raise InputError(
+            f"accelerate was launched with mixed precision {found}, but precision is {config.precision}; make both the"
+            " same, or leave one out"
+        )
+    return replace(config, precision=found)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checks import whole as check_whole
 from ..config import PRECISIONS, CalibrationConfig, DataConfig, PriorConfig, TrainConfig, from_dict
 from ..errors import InputError
 from ..presets import GOALS, overlaid, preset_values
@@ -25,6 +26,7 @@ from .learning_options import add_learning_options, check_learning
 from .monitor_options import add_monitor_options, check_monitor
 from .options import Given, flag, option, read_given
 from .parser import Arguments, OneLineParser, whole
+from .saving import DTYPES
 
 __all__ = ["RunOptions", "add_run_options", "read_run_options"]
 
@@ -44,8 +46,19 @@ class RunOptions:
     calibration: CalibrationConfig
     own_resolution: bool = False  # none was asked for: take the model's
     start_from: str = ""  # an adapter to go on from; "": from the adapter's own start
+    total_batch_size: int = 0  # pictures per batch of all processes together; 0: batch_size for each
+    dtype: str = "fp16"  # of the file
+    plot: Path | None = None  # the loss curve, if it is to be drawn
+    device: str = "auto"
+    base_dtype: str = "auto"
     preset: str = ""  # a goal; its values stand where `chosen` has none
     chosen: Mapping[str, Any] = field(default_factory=dict)  # what the user gave for `train`
+
+    def total(self, settled: TrainConfig, processes: int) -> int:
+        """Pictures per batch of all processes, 0: `batch_size` is for each; a preset's is for all, as its steps are."""
+        if self.total_batch_size or not self.preset or "batch_size" in self.chosen:
+            return self.total_batch_size
+        return max(settled.batch_size, processes)
 
     def settled(self, architecture: str, pictures: int) -> TrainConfig:
         """`train` with the values of the preset for this model and number of pictures, where there is one."""
@@ -84,6 +97,7 @@ def add_run_options(parser: OneLineParser) -> None:
     _add_loop(parser)
     add_monitor_options(parser)
     add_cache_options(parser)
+    _add_result(parser)
 
 
 def _add_loop(parser: OneLineParser) -> None:
@@ -91,13 +105,27 @@ def _add_loop(parser: OneLineParser) -> None:
     group = parser.add_argument_group("run")
     option(group, "--steps", "steps", f"optimizer steps (default: {train.steps})", type=whole)
     option(group, "--epochs", "epochs", "passes over the pictures, in place of --steps", type=whole)
-    option(group, "--batch-size", "batch_size", f"pictures per batch (default: {train.batch_size})", type=whole)
+    option(
+        group,
+        "--batch-size",
+        "batch_size",
+        f"pictures per batch, of each process where there are several (default: {train.batch_size})",
+        type=whole,
+    )
+    option(
+        group,
+        "--total-batch-size",
+        "total_batch_size",
+        "pictures per batch of all processes together, in place of --batch-size",
+        type=whole,
+    )
     option(group, "--seed", "seed", f"same seed, same adapter (default: {train.seed})", type=whole)
     option(
         group,
         "--precision",
         "precision",
-        f"arithmetic of the forward pass (default: {train.precision}, as the base model's weights)",
+        f"arithmetic of the forward pass (default: {train.precision}, as the base model's weights, or what `accelerate"
+        " launch --mixed_precision` says)",
         choices=PRECISIONS,
     )
     flag(
@@ -116,6 +144,20 @@ def _add_loop(parser: OneLineParser) -> None:
     )
 
 
+def _add_result(parser: OneLineParser) -> None:
+    group = parser.add_argument_group("result and machine")
+    option(group, "--dtype", "dtype", "number format of the file (default: fp16)", choices=tuple(DTYPES))
+    option(group, "--plot", "plot", "also draw the loss curve", metavar="LOSS.png")
+    option(group, "--device", "device", "auto (a GPU if there is one; default), cpu, cuda or cuda:1")
+    option(
+        group,
+        "--base-dtype",
+        "base_dtype",
+        "number format of the base model's weights (default: auto, fp32 on the CPU and fp16 on a GPU)",
+        choices=("auto", *DTYPES),
+    )
+
+
 def read_run_options(arguments: Arguments) -> RunOptions:
     """Merge the TOML file, if any, with the flags, which win, and check the result.
 
@@ -131,18 +173,37 @@ def read_run_options(arguments: Arguments) -> RunOptions:
     if prior is not None and Path(prior.folder).expanduser().resolve() == Path(data.folder).expanduser().resolve():
         raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
     _choose_length(given)
+    total = _choose_batch(given)
+    plot = _text("plot", given.values.pop("plot", ""))
     start_from = _text("start_from", given.values.pop("start_from", ""))
-    preset = _text("preset", given.values.pop("preset", ""))
-    if preset and preset not in GOALS:  # in the file
-        raise InputError(f"there is no preset {preset!r}; known: {', '.join(GOALS)}")
+    preset = _one_of("preset", given.values.pop("preset", ""), ("", *GOALS))
+    dtype = _one_of("dtype", given.values.pop("dtype", "fp16"), tuple(DTYPES))
+    base_dtype = _one_of("base_dtype", given.values.pop("base_dtype", "auto"), ("auto", *DTYPES))
+    device = _text("device", given.values.pop("device", "auto"))
     calibration_table = given.values.pop("calibration", {})
     train = from_dict(TrainConfig, given.values)
     calibration = read_calibration_options(calibration_table, train)
     check_adapter(given, train)
     check_learning(given, train)
     check_monitor(given, train)
-    files = (paths["model"], Path(paths["output"]))
-    return RunOptions(*files, data, prior, cache, train, calibration, own_resolution, start_from, preset, given.values)
+    return RunOptions(
+        model=paths["model"],
+        output=Path(paths["output"]).absolute(),  # every file beside it is announced with its full name
+        data=data,
+        prior=prior,
+        cache=cache,
+        train=train,
+        calibration=calibration,
+        own_resolution=own_resolution,
+        start_from=start_from,
+        total_batch_size=total,
+        dtype=dtype,
+        plot=Path(plot) if plot else None,
+        device=device,
+        base_dtype=base_dtype,
+        preset=preset,
+        chosen=given.values,
+    )
 
 
 def _choose_length(given: Given) -> None:
@@ -155,6 +216,29 @@ def _choose_length(given: Given) -> None:
             values.pop(other, None)
     if "steps" in values and values.get("epochs"):
         raise InputError("the --config file has both steps and epochs; take one of the lines out")
+
+
+def _choose_batch(given: Given) -> int:
+    """The batch of all processes, if that is what was given: a flag wins over the file, two of a kind are refused."""
+    values, flags = given.values, given.flags
+    if {"batch_size", "total_batch_size"} <= flags:
+        raise InputError("--batch-size and --total-batch-size were both given; choose one")
+    if "batch_size" in flags:
+        values.pop("total_batch_size", None)
+    if "total_batch_size" in flags:
+        values.pop("batch_size", None)
+    if {"batch_size", "total_batch_size"} <= values.keys():
+        raise InputError("the --config file has both batch_size and total_batch_size; take one of the lines out")
+    total = values.pop("total_batch_size", None)
+    if total is not None:
+        check_whole("total_batch_size", total, 1)
+    return total or 0
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:  # in the file
+        raise InputError(f"there is no {name} {value!r}; known: {', '.join(filter(None, known))}")
+    return str(value)
 
 
 def _table(given: Given, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ _ENDS = {
     "validation": "validation was no better for as long as it was to wait",
     "stop": "someone asked to stop and keep",
     "interrupt": "interrupted; resume goes on",
+    "lost": "another process ended before its time; resume goes on",
     "memory": "the device's memory ran out; resume goes on",
     "diverged": "training diverged",
 }

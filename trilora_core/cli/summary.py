@@ -30,7 +30,6 @@ def summary(
     device: torch.device,
     store: CountedStore,
     *,
-    processes: int = 1,
     drawn: int = 0,
     held_out: Dataset | None = None,
 ) -> list[str]:
@@ -46,7 +45,7 @@ def summary(
         f"cache:      {store}",
         f"model:      {run.denoiser.base_name} ({run.denoiser.architecture}) on {describe_device(device)}",
         f"adapter:    {_layers(run)}, rank {rank}, {count:,} parameters",
-        _length(run, dataset, processes),
+        _length(run, dataset),
     ]
 
 
@@ -164,15 +163,13 @@ def _preserve(run: Run) -> list[str]:
     ]
 
 
-def _length(run: Run, dataset: Dataset, processes: int) -> str:
+def _length(run: Run, dataset: Dataset) -> str:
     config = run.config
-    accumulated = config.optimizer.accumulation
-    batch = " x ".join(
-        [f"{config.batch_size}"]
-        + [f"{accumulated} accumulated"] * (accumulated > 1)
-        + [f"{processes} processes"] * (processes > 1)
-    )
-    epochs = config.steps * config.batch_size * accumulated * processes / dataset.epoch_size
+    accumulated, processes = config.optimizer.accumulation, run.crew.size
+    batch = " x ".join([f"{config.batch_size}"] + [f"{accumulated} accumulated"] * (accumulated > 1))
+    batch += f" shared by {processes} processes" if processes > 1 else ""
+    batch += f", at most {run.at_once} in a forward" if run.at_once else ""
+    epochs = config.steps * config.batch_size * accumulated / dataset.epoch_size
     return (
         f"run:        {config.steps} steps of batch {batch} ({epochs:.3g} epochs),"
         f" learning rate {config.optimizer.learning_rate:g}, seed {config.seed}"

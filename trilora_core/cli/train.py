@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,30 +13,34 @@ from ..adapter import TriLoRA
 from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
 from ..backend_diffusers_apply import architecture_of
 from ..calibration import Calibration
+from ..companion import accompany
 from ..config import CalibrationConfig, DataConfig, PriorConfig, TrainConfig
+from ..crew import ALONE, Crew, Lost
 from ..data import Dataset, scan_folder
 from ..errors import InputError
 from ..fileformat import Adapter, read_adapter
-from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight, spilled
-from ..monitor import Measure, split
+from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight
+from ..monitor import split
 from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..preserve import Kept
-from ..session import Listeners, Outcome, adapter_hash, find_finished, train_to_file
-from ..spectrum import Spectrum
-from ..train import Previewer, Run, Step, TrainingDiverged, targets_of
+from ..session import adapter_hash, find_finished
+from ..train import Previewer, Run, TrainingDiverged, planned, targets_of
+from .bar import train_with_bar
 from .base import choose_device, load_base, own_resolution
 from .calibration import find_calibration
 from .options import add_config
-from .parser import Arguments, OneLineParser, add_device
-from .pictures import draw_prior, encode, keep_base, prior_data, progress_bar
-from .processes import ALONE, Crew, averaged_gradients, follow, join
+from .parser import Arguments, OneLineParser
+from .pictures import draw_prior, encode, keep_base, prior_data
+from .processes import Processes, Told, join, launched_precision
+from .resolved import write_resolved
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
+from .scale import begun, whole_batch
 from .store import CountedStore, open_store
 from .summary import left, preset_lines, starting, summary
 
-__all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run", "train_with_bar"]
+__all__ = ["EXAMPLES", "USAGE", "add_arguments", "prepare", "run"]
 
 _GUIDANCE = 7.5  # of previews, usual for SD 1.5 and SDXL
 
@@ -69,8 +71,12 @@ A --config file holds the same options by their names in trilora_core/config.py;
   [optimizer]
   learning_rate = 1e-4
 
-On several GPUs, each with its share of the pictures and --batch-size pictures per step:
+On several GPUs, --batch-size pictures of every step on each; the same adapter as one GPU makes with the whole batch:
   accelerate launch --multi_gpu -m trilora_core train --model MODEL --data PICTURES --output style.safetensors
+Without GPUs that line starts processes on the CPU, with --num_processes 2 (accelerate's --cpu starts one). --resume
+goes on with any number of processes, in the same order.
+
+NAME.toml beside the adapter holds every option of the run as it came out: --config NAME.toml runs it again.
 
 Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goes on from."""
 
@@ -78,82 +84,145 @@ Ctrl-C keeps what was trained: the adapter so far, and a state that --resume goe
 def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
     add_config(parser)
-    add_run_options(parser)
-    group = parser.add_argument_group("result")
-    group.add_argument(
+    parser.add_argument(
         "--resume", action="store_true", help="go on from the state that a stopped run left, if there is one"
     )
-    group.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="fp16", help="number format of the file (default: fp16)"
-    )
-    group.add_argument("--plot", metavar="LOSS.png", type=Path, help="also draw the loss curve")
-    add_device(parser)
+    add_run_options(parser)
 
 
 def run(arguments: Arguments) -> int:
     """Load, encode, train, save, report."""
-    options = read_run_options(arguments)
-    output = check_output(options.output).absolute()  # every file beside it is announced with its full name
-    if arguments.plot:
-        check_picture(arguments.plot)
-    masks = options.data.masks
-    # an empty folder, a wrong file and a package that is not there are better known before the model is loaded
-    scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
-    start = read_adapter(options.start_from) if options.start_from else None
-    check_optimizer(options.train.optimizer, options.train.ema)
-    with join(arguments.device) as crew, open_store(options.cache) as store:
-        if arguments.resume and crew.size > 1:
-            raise InputError("--resume works with one process only; start this run without it, or without launch")
-        if options.train.monitor.patience and crew.size > 1:
-            # the first process alone measures, and the others would wait for it for ever
-            raise InputError("--patience works with one process only; start this run without it, or without launch")
-        _train(arguments, options, output, crew, store, start)
+    options: RunOptions | InputError
+    try:
+        options = read_run_options(arguments)
+    except InputError as error:  # which the first of several processes is to tell for all
+        options = error
+    with join("auto" if isinstance(options, InputError) else options.device) as crew:
+        try:
+            with crew.together():
+                if isinstance(options, InputError):
+                    raise options
+                start = _check(options, crew)
+            with open_store(options.cache) as store:
+                _train(options, crew, store, start, resume=arguments.resume)
+        except Told:
+            return 2
+        except KeyboardInterrupt:
+            if crew.leads:
+                raise
+            return 130
+        except Lost as error:
+            raise InputError(str(error)) from error
     return 0
 
 
-def _train(
-    arguments: Arguments, options: RunOptions, output: Path, crew: Crew, store: CountedStore, start: Adapter | None
-) -> None:
+def _check(options: RunOptions, crew: Processes) -> Adapter | None:
+    """Look for what is better known before the model is loaded; the adapter to start from, if there is one."""
+    if crew.leads:
+        check_output(options.output)
+        if options.plot:
+            check_picture(options.plot)
+    masks = options.data.masks
+    # an empty folder, a wrong file and a package that is not there
+    scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
+    check_optimizer(options.train.optimizer, options.train.ema)
+    return read_adapter(options.start_from) if options.start_from else None
+
+
+@dataclass(frozen=True)
+class _Material:
+    """The model and what it is to be trained on, the same in every process."""
+
+    pipe: Any
+    device: torch.device
+    data: DataConfig
+    dataset: Dataset
+    held_out: Dataset | None
+    prior: Dataset | None
+    drawn: int  # prior pictures that are new
+
+
+def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Adapter | None, *, resume: bool) -> None:
     """The run itself, alone or in a crew."""
-    device = choose_device(crew.device(arguments.device))
-    pipe = load_base(options.model, device, arguments.base_dtype)
+    output = options.output
+    with crew.together():
+        material = _load(options, store, crew)
+        prepared = _prepare(options, material, store, start, crew, resume=resume)
+        done = find_finished(output, prepared.fingerprint()) if resume and crew.leads else None
+        finished = crew.of_first(done is not None)
+        found = None if finished else _measure(prepared, crew)
+    with crew.together(), crew.training():
+        if not crew.leads:
+            return None if finished else _follow(prepared, material.held_out, crew)
+        if done:
+            print("this run is finished already; nothing was trained")
+        else:
+            write_resolved(output, dataclasses.replace(options, data=material.data), prepared.config)
+        outcome = done or train_with_bar(
+            prepared,
+            output,
+            resume=resume,
+            dtype=DTYPES[options.dtype],
+            metadata=crew.metadata(),
+            estimate=found,
+            held_out=material.held_out,
+            previewer=_previewer(material.pipe, options.train, material.data.resolution),
+            check=crew.check,
+        )
+    if options.plot:
+        plot_losses(outcome.losses, options.plot, title=f"Training loss of {output.name}")
+        print(f"loss curve: {options.plot.resolve()}")
+    print("\n".join(left(outcome, output)))
+
+
+def _load(options: RunOptions, store: CountedStore, crew: Processes) -> _Material:
+    device = choose_device(crew.device(options.device))
+    pipe = load_base(options.model, device, options.base_dtype)
     data = options.data
     if options.own_resolution:
         data = dataclasses.replace(data, resolution=own_resolution(pipe))
     dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    config = options.settled(architecture_of(pipe), dataset.epoch_size)
-    calibrated = _calibrate(pipe, dataset, config, options.calibration, output, crew)
+    return _Material(pipe, device, data, dataset, held_out, prior, drawn)
+
+
+def _prepare(
+    options: RunOptions,
+    material: _Material,
+    store: CountedStore,
+    start: Adapter | None,
+    crew: Processes,
+    *,
+    resume: bool,
+) -> Run:
+    """The run with all that its options ask for; the first process says what it will be."""
+    pipe, dataset, device = material.pipe, material.dataset, material.device
+    config = launched_precision(options.settled(architecture_of(pipe), dataset.epoch_size))
+    known = crew.of_first(begun(options.output) if resume else None)
+    config, at_once = whole_batch(config, options.total(config, crew.size), crew.size, known)
+    config = planned(config, dataset)
+    calibrated = _calibrate(pipe, dataset, config, options.calibration, options.output, crew)
     kept = _keep(pipe, dataset, config, store, crew, device)
     made = calibrated and calibrated[0]
-    prepared = prepare(pipe, dataset, config, device, crew, prior, start, made, kept)
+    prepared = prepare(pipe, dataset, config, device, material.prior, start, made, kept, crew=crew, at_once=at_once)
     if crew.leads:
-        told = summary(prepared, dataset, device, store, processes=crew.size, drawn=drawn, held_out=held_out)
+        told = summary(prepared, dataset, device, store, drawn=material.drawn, held_out=material.held_out)
         told += [f"calibrated: {calibrated[1]}"] if calibrated else []
-        chosen = preset_lines(options.preset, prepared, dataset)
-        print("\n".join([*told, *chosen, *starting(options.start_from, prepared)]), flush=True)
-    done = find_finished(output, prepared.fingerprint()) if arguments.resume else None
-    found = None if done else _measure(prepared, crew)  # before gradients travel: every process looks at its own device
-    with averaged_gradients(prepared, crew):
-        if not crew.leads:
-            return follow(prepared)
-        if done:
-            print("this run is finished already; nothing was trained")
-        outcome = done or train_with_bar(
-            prepared,
-            output,
-            resume=arguments.resume,
-            dtype=DTYPES[arguments.dtype],
-            metadata=crew.metadata(prepared, dataset, output.stem),
-            estimate=found,
-            held_out=held_out,
-            previewer=_previewer(pipe, options.train, data.resolution),
-        )
-    if arguments.plot:
-        plot_losses(outcome.losses, arguments.plot, title=f"Training loss of {output.name}")
-        print(f"loss curve: {arguments.plot.resolve()}")
-    print("\n".join(left(outcome, output)))
+        told += preset_lines(options.preset, prepared, dataset)
+        print("\n".join([*told, *starting(options.start_from, prepared)]), flush=True)
+    return prepared
+
+
+def _follow(run: Run, held_out: Dataset | None, crew: Processes) -> None:
+    """Train beside the first process, which reports what all have in common."""
+    try:
+        accompany(run, held_out, lambda step: crew.check())
+    except TrainingDiverged as error:
+        raise Told from error
+    except OUT_OF_MEMORY as error:
+        make_room(run, error)
+        raise InputError(f"process {crew.rank}: {out_of_memory(run)}") from error
 
 
 def _divide(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
@@ -171,7 +240,7 @@ def _previewer(pipe: Any, config: TrainConfig, resolution: int) -> Previewer | N
     return DiffusersPreviewer(pipe, steps=watch.preview_steps, guidance=guidance, resolution=side)
 
 
-def _measure(prepared: Run, crew: Crew) -> Estimate:
+def _measure(prepared: Run, crew: Processes) -> Estimate:
     """Say what the run will need of the device's memory."""
     found = preflight(prepared)
     if crew.leads:
@@ -180,7 +249,7 @@ def _measure(prepared: Run, crew: Crew) -> Estimate:
     return found
 
 
-def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dataset:
+def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Processes) -> Dataset:
     """The first process encodes for all where they share a store."""
 
     def work() -> Dataset:
@@ -190,7 +259,7 @@ def _encode(pipe: Any, data: DataConfig, store: CountedStore, crew: Crew) -> Dat
 
 
 def _keep(
-    pipe: Any, dataset: Dataset, config: TrainConfig, store: CountedStore, crew: Crew, device: torch.device
+    pipe: Any, dataset: Dataset, config: TrainConfig, store: CountedStore, crew: Processes, device: torch.device
 ) -> Kept | None:
     """What the base predicts besides, where it is to be preserved: by the first process where they share a store."""
     if config.preserve.base == "off":
@@ -202,13 +271,13 @@ def _keep(
     return work() if store.folder is None else crew.first(work)
 
 
-def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Crew) -> int:
+def _draw(pipe: Any, prior: PriorConfig, resolution: int, base: str, crew: Processes) -> int:
     """How many prior pictures were drawn: by the first process, the others find them there."""
     return crew.first(lambda: draw_prior(pipe, prior, resolution, base=base, silent=not crew.leads))
 
 
 def _calibrate(
-    pipe: Any, dataset: Dataset, config: TrainConfig, wanted: CalibrationConfig, output: Path, crew: Crew
+    pipe: Any, dataset: Dataset, config: TrainConfig, wanted: CalibrationConfig, output: Path, crew: Processes
 ) -> tuple[Calibration, str] | None:
     """The calibration that the start needs: made by the first process, the others find it beside the adapter."""
     if config.adapter.init != "contrast":
@@ -222,16 +291,15 @@ def prepare(
     dataset: Dataset,
     config: TrainConfig,
     device: torch.device,
-    crew: Crew = ALONE,
     prior: Dataset | None = None,
     start: Adapter | None = None,
     calibration: Calibration | None = None,
     kept: Kept | None = None,
+    *,
+    crew: Crew = ALONE,
+    at_once: int = 0,
 ) -> Run:
-    """A run of this configuration from its start, or from `start`, on this process's share of the pictures.
-
-    `kept` is the same in all processes; the order of the looks at it is each one's own, as that of the noise.
-    """
+    """A run of this configuration from its start, or from `start`; `crew` and `at_once` as train.Run has them."""
     denoiser = DiffusersDenoiser(pipe)
     text = DiffusersTextEncoder(pipe) if config.optimizer.text_encoder_rate else None
     adapter = TriLoRA.create(
@@ -244,94 +312,7 @@ def prepare(
     )
     if start is not None:
         adapter.start_from(start.layers)
-    run = Run(crew.config(config, dataset), denoiser, crew.share(dataset), adapter, prior, text, kept)
+    run = Run(config, denoiser, dataset, adapter, prior, text, kept, crew=crew, at_once=at_once)
     run.start_hash = "" if start is None else adapter_hash(start)
     run.calibration_key = "" if calibration is None else calibration.facts.key
     return run
-
-
-def train_with_bar(
-    run: Run,
-    output: Path,
-    *,
-    resume: bool = False,
-    dtype: torch.dtype = torch.float16,
-    metadata: Mapping[str, str] = MappingProxyType({}),
-    estimate: Estimate | None = None,
-    held_out: Dataset | None = None,
-    previewer: Previewer | None = None,
-) -> Outcome:
-    """Train to the file with a progress bar that shows loss, learning rate and remaining time.
-
-    Measures on `held_out` and the place of what `previewer` draws are printed above the bar.
-    A KeyboardInterrupt goes on with the name of the file that holds what was trained; a run that diverges or does not
-    fit into memory raises InputError.
-    """
-    bar = progress_bar(run.config.steps, "training", "step")
-    shown: list[float] = []
-    kept: list[Path] = []
-    spills: list[str] = []  # one warning is enough
-
-    def on_step(step: Step) -> None:
-        bar.update(step.step - bar.n)
-        if step.dropped:
-            bar.write(f"step {step.step} was dropped: {step.dropped}", file=sys.stderr)
-        else:
-            shown.append(step.loss)
-        recent = shown[-20:]
-        loss = sum(recent) / len(recent) if recent else float("nan")
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {step.learning_rate:.2g}", refresh=False)
-        if not spills and (spill := spilled(run.device)):
-            spills.append(spill)
-            bar.write(f"warning: {spill}", file=sys.stderr)
-
-    try:
-        return train_to_file(
-            run,
-            output,
-            metadata=metadata,
-            resume=resume,
-            dtype=dtype,
-            on_step=on_step,
-            on_stopped=kept.append,
-            held_out=held_out,
-            previewer=previewer,
-            listeners=_listeners(bar),
-        )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_where(run, kept)) from interrupt
-    except TrainingDiverged as error:
-        raise InputError(f"training diverged: {error}") from error
-    except OUT_OF_MEMORY as error:
-        make_room(run, error)
-        raise InputError(out_of_memory(run, estimate, kept[0] if kept else None)) from error
-    finally:
-        bar.close()
-
-
-def _listeners(bar: Any) -> Listeners:
-    """Print what happens on the way above the bar; where previews lie is said once."""
-    told: set[Path] = set()
-
-    def measured(measure: Measure) -> None:
-        bar.write(f"step {measure.step}: validation {measure.validation:.4f}, drift {measure.drift:.4g}")
-
-    def drawn(step: int, paths: list[Path]) -> None:
-        strip = paths[-1].resolve()
-        if strip not in told:
-            told.add(strip)
-            bar.write(f"previews: {strip} shows all, the pictures by step lie beside it")
-
-    def problem(text: str) -> None:
-        bar.write(f"warning: {text}", file=sys.stderr)
-
-    def looked(spectrum: Spectrum) -> None:
-        bar.write(f"step {spectrum.step}: effective rank {spectrum.effective_rank:.3g}, norm {spectrum.norm:.3g}")
-
-    return Listeners(measured, drawn, problem, looked)
-
-
-def _where(run: Run, kept: list[Path]) -> str:
-    if not kept:
-        return "no step was done yet, so there is nothing to keep"
-    return f"the adapter after step {run.step} is {kept[0].resolve()}; the same command with --resume goes on"

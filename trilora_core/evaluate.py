@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import normalize, pad
 
 from .errors import InputError
 
@@ -95,7 +95,7 @@ def diversity(features: Tensor, captions: Sequence[Hashable] | None = None) -> D
 
     `within` is the mean over captions that have several pictures. Raises InputError for fewer than two rows.
     """
-    unit = torch.nn.functional.normalize(_double(features), dim=1)
+    unit = normalize(_double(features), dim=1)
     if captions is None:
         return Diversity(_spread(unit), None)
     if len(captions) != len(unit):
@@ -219,22 +219,34 @@ def _count(mask: Tensor) -> int:
 
 
 def _labels(mask: Tensor) -> Tensor:
-    """One number for each connected part of (H, W), 0 outside; float64, which max_pool2d takes, holds them all."""
-    before = torch.zeros_like(mask, dtype=torch.float64)
-    after = torch.arange(1, mask.numel() + 1, device=mask.device).reshape(mask.shape).double() * mask
+    """One number for each connected part of (H, W), 0 outside."""
+    before = torch.zeros_like(mask, dtype=torch.int32)
+    after = torch.arange(1, mask.numel() + 1, dtype=torch.int32, device=mask.device).reshape(mask.shape) * mask
     while not torch.equal(before, after):
-        before, after = after, max_pool2d(after[None, None], 3, 1, 1)[0, 0] * mask
+        before, after = after, _around(after) * mask
     return after
 
 
 def _grown(seeds: Tensor, mask: Tensor, steps: int) -> Tensor:
     """The seeds, and what of the mask is reached from them in so many steps."""
-    inside, before, after = mask.float(), torch.zeros_like(mask, dtype=torch.float32), seeds.float()
+    before, after = torch.zeros_like(mask), seeds
     for _ in range(steps):
         if torch.equal(before, after):
             break
-        before, after = after, torch.maximum(after, max_pool2d(after[None, None], 3, 1, 1)[0, 0] * inside)
-    return after > 0
+        before, after = after, after | (_around(after) & mask)
+    return after
+
+
+def _around(values: Tensor) -> Tensor:
+    """The largest of each value (H, W) and its eight neighbours."""
+    for dim in (0, 1):
+        last = values.shape[dim] - 1
+        wide = values.clone()
+        for to, of in ((1, 0), (0, 1)):
+            part = wide.narrow(dim, to, last)
+            part.copy_(torch.maximum(part, values.narrow(dim, of, last)))
+        values = wide
+    return values
 
 
 def _check_picture(picture: Tensor) -> None:

@@ -73,7 +73,9 @@ class InceptionJudge:
         state, wanted = read_inception(weights), self._net.state_dict()
         wrong = [name for name, tensor in wanted.items() if name not in state or state[name].shape != tensor.shape]
         if wrong:
-            raise InputError(f"{weights} is no Inception of FID (layer {wrong[0]} is not as it should be); {WHERE_INCEPTION}")
+            raise InputError(
+                f"{weights} is no Inception of FID (layer {wrong[0]} is not as it should be); {WHERE_INCEPTION}"
+            )
         self._net.load_state_dict({name: state[name] for name in wanted})
         self._net.to(device).eval().requires_grad_(False)
         self._device = device

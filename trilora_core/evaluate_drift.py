@@ -37,7 +37,7 @@ def prompts() -> tuple[str, ...]:
 
 
 def look_at_base(denoiser: Denoiser, cond: Sequence[Any], size: tuple[int, ...], device: torch.device) -> BaseLooks:
-    """Walk the base's paths for the captions whose conditioning is given, from latents of (C, h, w); no adapter on it."""
+    """Walk the base's paths in latents of (C, h, w) for captions given as conditioning; no adapter may be on it."""
     found = []
     for first in range(0, len(cond), _TOGETHER):
         places = tuple(range(first, min(first + _TOGETHER, len(cond))))

@@ -15,7 +15,7 @@ from .evaluate import Artefacts, artefacts, diversity, frechet_distance, jackkni
 from .evaluate_nets import fid
 from .evaluate_sets import PictureSet, batches
 
-__all__ = ["KINDS", "Figure", "Judged", "Judges", "Kind", "Look", "judge", "look"]
+__all__ = ["KINDS", "Figure", "Judged", "Judges", "Kind", "Look", "check_sets", "judge", "look"]
 
 Progress = Callable[[int, int], None]
 
@@ -163,7 +163,7 @@ def _frechet(real: Look, one: Look) -> float | None:
 
 
 def _ratio_error(real: Look, one: Look, reference: Look) -> float | None:
-    """Of the normalised FID; pictures of the same names in both sets are of the same prompts, and are left out together."""
+    """Of the normalised FID; pictures of one name in both sets are of one prompt, and are left out together."""
     assert real.inception is not None and one.inception is not None and reference.inception is not None
     if one is reference:
         return 0.0
@@ -206,27 +206,29 @@ def _mean(values: Sequence[float]) -> Figure:
 
 
 def _notes(real: Look, sets: Sequence[Look], reference: Look | None) -> list[str]:
-    notes = []
+    """What to keep in mind when the figures are read."""
     counts = {len(one.pictures.pictures) for one in sets}
-    least = min({len(real.pictures.pictures)} | counts)
-    if real.inception is not None and least < FEWEST:
-        notes.append(f"The smallest set has {least} pictures: too few for FID and NFID, which are left out. KID stands for"
-                     " both, ± its standard error.")  # fmt: skip
-    elif real.inception is not None and least < ENOUGH:
-        notes.append(f"The smallest set has {least} pictures. FID fits a covariance of {ENOUGH} features, so with fewer"
-                     " pictures than that it is much too high and falls with their number alone: it stands in brackets."
-                     " Read KID ± its standard error; FID and NFID only between sets of one size.")  # fmt: skip
-    if len(counts) > 1 and real.inception is not None:
-        notes.append(
-            f"The sets have {', '.join(map(str, sorted(counts)))} pictures: their FID and NFID cannot be compared."
-        )
     if real.inception is None:
-        notes.append("Without Inception weights (--inception) there is no FID, NFID or KID"
-                     + ("; diversity is of CLIP's features." if real.clip is not None else ", and no diversity."))  # fmt: skip
-    if real.inception is not None and reference is None:
+        more = "; diversity is of CLIP's features." if real.clip is not None else ", and no diversity."
+        return ["Without Inception weights (--inception) there is no FID, NFID or KID" + more]
+    notes = []
+    least = min({len(real.pictures.pictures)} | counts)
+    if least < FEWEST:
         notes.append(
-            "Without a reference (--reference, pictures of the base model for the same captions) there is no NFID."
+            f"The smallest set has {least} pictures: too few for FID and NFID, which are left out. KID stands for both,"
+            " ± its standard error."
         )
+    elif least < ENOUGH:
+        notes.append(
+            f"The smallest set has {least} pictures. FID fits a covariance of {ENOUGH} features: with fewer pictures it"
+            " is much too high, and falls with their number alone, so it stands in brackets. Read KID ± its standard"
+            " error; FID and NFID only between sets of one size."
+        )
+    if len(counts) > 1:
+        shown = ", ".join(map(str, sorted(counts)))
+        notes.append(f"The sets have {shown} pictures: their FID and NFID cannot be compared.")
+    if reference is None:
+        notes.append("Without a reference (--reference, pictures of the base for the same captions) there is no NFID.")
     return notes
 
 

@@ -67,7 +67,7 @@ class _Unit(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches side by side; `fork` names pairs that follow one convolution, `pool` what the last branch begins with."""
+    """Branches side by side; `forks` names pairs that follow one convolution, `pool` what the last begins with."""
 
     def __init__(self, wide: int, branches: list[list[_Conv]], pool: str, forks: tuple[str, ...] = ()) -> None:
         super().__init__()

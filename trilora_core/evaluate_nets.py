@@ -19,7 +19,7 @@ from .evaluate_inception import InceptionFID
 __all__ = ["ClipJudge", "InceptionJudge", "fid", "need_torchmetrics", "read_inception"]
 
 WHERE_INCEPTION = (
-    "wanted the Inception weights of FID, pt_inception-2015-12-05-6726825d.pth from the releases of mseitzer/pytorch-fid"
+    "wanted FID's Inception weights: pt_inception-2015-12-05-6726825d.pth from the releases of mseitzer/pytorch-fid"
     " (weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity is the same file), or its tensors as"
     " .safetensors"
 )
@@ -113,7 +113,7 @@ def read_inception(path: Path) -> dict[str, Tensor]:
 
 
 class ClipJudge:
-    """CLIP scores of pictures with captions by torchmetrics, and picture features, from a loaded model of transformers."""
+    """CLIP scores of pictures with captions by torchmetrics, and features, from a loaded model of transformers."""
 
     def __init__(self, model: Any, processor: Callable[..., Any], device: torch.device) -> None:
         from torchmetrics.multimodal import CLIPScore

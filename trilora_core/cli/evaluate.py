@@ -70,8 +70,14 @@ def add_arguments(parser: OneLineParser) -> None:
     report.add_argument(
         "--output", metavar="REPORT", type=Path, required=True, help="REPORT.html and REPORT.json are written"
     )
-    report.add_argument("--resolution", type=whole, default=0, metavar="N", help="pixels, square: pictures are drawn in it"
-                        " and brought to it (default: the model's own; of folders, the size that all pictures drawn have)")  # fmt: skip
+    report.add_argument(
+        "--resolution",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="pixels, square: pictures are drawn in it and brought to it (default: the model's own; of folders, the"
+        " size that all generated pictures have)",
+    )
     add_device(parser)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ WHERE_INCEPTION = (
 
 
 def need_torchmetrics() -> None:
-    """Raise InputError, with what to install, where torchmetrics is not there."""
-    try:
-        import torchmetrics  # noqa: F401
-    except ImportError as error:
+    """Raise InputError, with what to do, where torchmetrics is not there or cannot be imported."""
+    if find_spec("torchmetrics") is None:
         raise InputError(
             'FID and CLIP score need the package torchmetrics, which is not installed; run: pip install -e ".[eval]"'
+        )
+    try:
+        import torchmetrics.image.fid
+        import torchmetrics.multimodal  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # such as a torchvision that is not of this torch
+        raise InputError(
+            f"the package torchmetrics cannot be imported ({error}); repair or remove the package that it names"
         ) from error
 
 

@@ -98,7 +98,7 @@ def read_votes(paths: Sequence[Path], key: Key) -> list[Vote]:
             where = f"{path} line {number}"
             if row["study"] != key.study:
                 raise InputError(
-                    f"{where} is of the study {row['study']!r}, the key is of {key.study}; give the key that was written"
+                    f"{where} is of the study {row['study']!r}, the key of {key.study}; give the key that was written"
                     " beside the page that was rated"
                 )
             pair = pairs.get(row["pair"])

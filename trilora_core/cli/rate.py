@@ -32,11 +32,9 @@ def add_arguments(parser: OneLineParser) -> None:
     """Declare the options."""
     page = parser.add_argument_group("a page to rate on")
     page.add_argument(
-        "folders", metavar="DIR", nargs="*", help="pictures of one method in each, with one name for one prompt"
+        "folders", metavar="DIR", nargs="*", help="pictures of one method in each; one name for one prompt"
     )
-    page.add_argument(
-        "--captions", metavar="DIR", help="take captions from the pictures of this folder that have the names"
-    )
+    page.add_argument("--captions", metavar="DIR", help="take captions from the pictures of these names")
     page.add_argument("--pairs", type=whole, metavar="N", help="comparisons (default: 50)")
     page.add_argument("--seed", type=whole, metavar="N", help="of the order, the sides and the choice (default: 30)")
     page.add_argument("--question", metavar="TEXT", nargs="+", help="what is asked of each pair (default: the paper's two,"
@@ -76,10 +74,8 @@ def _make(arguments: Arguments) -> int:
             questions=arguments.question or QUESTIONS,
             progress=progress,
         )
-    made = len(read_key(key).pairs)
-    print(
-        f"page: {output.resolve()} ({made} pairs)\nkey:  {key.resolve()} (keep it; without it nobody knows which is which)"
-    )
+    print(f"page: {output.resolve()} ({len(read_key(key).pairs)} pairs)")
+    print(f"key:  {key.resolve()} (keep it; without it nobody knows which is which)")
     return 0
 
 
@@ -123,8 +119,8 @@ def _text(votes: Sequence[Vote], key: Key, found: Sequence[Duel], strengths: dic
 def _line(duel: Duel) -> str:
     low, high = duel.bounds
     text = (
-        f"{duel.first} over {duel.second}: {duel.share:.0%} of {duel.wins + duel.losses} decided [{low:.0%}, {high:.0%}],"
-        f" {duel.ties} without difference"
+        f"{duel.first} over {duel.second}: {duel.share:.0%} of {duel.wins + duel.losses} decided"
+        f" [{low:.0%}, {high:.0%}], {duel.ties} without difference"
     )
     if duel.raters < 2:
         return text

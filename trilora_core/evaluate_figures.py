@@ -45,10 +45,10 @@ KINDS: dict[str, Kind] = {
                 ".2f"),
     "clip": Kind("CLIP score", "higher", "How well each picture fits its caption: 100 · cosine of both in CLIP, the"
                  " mean over pictures.", ".2f"),
-    "diversity": Kind("diversity", "higher", "How unlike the pictures are to each other: mean cosine distance of"
+    "diversity": Kind("diversity", "", "How unlike the pictures are to each other: mean cosine distance of"
                       " features over all pairs, 0 for all the same picture; near that of the real set is right.",
                       ".3f"),
-    "diversity_within": Kind("within a caption", "higher", "The same over pictures of one caption that differ in"
+    "diversity_within": Kind("within a caption", "", "The same over pictures of one caption that differ in"
                              " their noise alone.", ".3f"),
     "drift": Kind("drift", "lower", "How much the adapter changes what the model predicts for captions that have"
                   " nothing to do with the set, as a share of the prediction: 0 is the base model.", ".4f"),

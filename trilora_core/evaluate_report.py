@@ -116,6 +116,8 @@ def _cell(report: Report, kind: str, line: Judged) -> tuple[str, bool]:
     if kind == "fid" and min(line.count, report.lines[0].count) < ENOUGH:
         text = f"({text})"
     rivals = [other.figures[kind].value for other in report.lines[1:] if kind in other.figures]
+    if kind == "drift":  # the base has none, which is no merit
+        rivals = [value for value in rivals if value]
     choose = {"lower": min, "higher": max}.get(KINDS[kind].better)
     best = choose is not None and line is not report.lines[0] and len(set(rivals)) > 1
     return text, best and choose is not None and figure.value == choose(rivals)

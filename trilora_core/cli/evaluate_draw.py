@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors import safe_open
 
 from ..atomic import check_writable, write_atomic
 from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder, DiffusersPreviewer, apply_adapter
 from ..evaluate_drift import BaseLooks, look_at_base, measure_drift, prompts
 from ..evaluate_sets import PictureSet, Shown
-from ..fileformat import read_adapter
+from ..fileformat import read_adapter, tensor_hash
 from .pictures import progress_bar
 
 __all__ = ["Drawing", "Method", "draw_sets", "methods_of"]
@@ -167,22 +166,11 @@ def _base_key(pipe: Any, ruler: _Ruler) -> str:
 
 def _folder_name(method: Method, base: str, drawing: Drawing) -> str:
     """Its name, cut to letters that every system takes, and a hash of what its pictures depend on."""
-    adapter = _content(method.file) if method.file else ""
+    adapter = tensor_hash(method.file) if method.file else ""
     settings = (drawing.steps, drawing.guidance, drawing.resolution)
     digest = hashlib.sha256(json.dumps((1, base, adapter, method.strength, settings)).encode()).hexdigest()
     plain = re.sub(r"[^\w.-]+", "_", method.name)[-60:]
     return f"{plain}-{digest[:8]}"
-
-
-def _content(file: Path) -> str:
-    """Of an adapter's tensors: a title changed in its metadata draws nothing anew."""
-    digest = hashlib.sha256()
-    with safe_open(file, framework="pt") as tensors:
-        for name in sorted(tensors.keys()):
-            tensor = tensors.get_tensor(name).contiguous()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -37,8 +37,12 @@ def add_arguments(parser: OneLineParser) -> None:
     page.add_argument("--captions", metavar="DIR", help="take captions from the pictures of these names")
     page.add_argument("--pairs", type=whole, metavar="N", help="comparisons (default: 50)")
     page.add_argument("--seed", type=whole, metavar="N", help="of the order, the sides and the choice (default: 30)")
-    page.add_argument("--question", metavar="TEXT", nargs="+", help="what is asked of each pair (default: the paper's two,"
-                      " how well it fits the text and how good it looks)")  # fmt: skip
+    page.add_argument(
+        "--question",
+        metavar="TEXT",
+        nargs="+",
+        help="what is asked of each pair (default: the paper's two, text and looks)",
+    )
     results = parser.add_argument_group("or what was chosen")
     results.add_argument("--results", metavar="FILE.csv", type=Path, nargs="+", help="the files that raters saved")
     results.add_argument("--key", metavar="FILE", type=Path, help="PAGE.key.json, which was written beside the page")

@@ -113,7 +113,9 @@ SIDE = 192
 def scene(draw: numpy.random.Generator) -> numpy.ndarray:
     """Clouds, areas, strokes in white, and sometimes a white ground: all that is no spot."""
     there = numpy.hypot(*numpy.meshgrid(*[numpy.fft.fftfreq(SIDE)] * 2)) + (1 / SIDE)
-    grey = [numpy.fft.ifft2(numpy.fft.fft2(draw.normal(size=(SIDE, SIDE))) / there**1.2).real for _ in range(3)]
+    shared = draw.normal(size=(SIDE, SIDE))  # by all channels, as in most pictures
+    noise = [0.7 * shared + 0.5 * draw.normal(size=(SIDE, SIDE)) for _ in range(3)]
+    grey = [numpy.fft.ifft2(numpy.fft.fft2(one) / there**1.2).real for one in noise]
     clouds = numpy.stack([draw.uniform(60, 190) + g / g.std() * draw.uniform(15, 50) for g in grey], -1)
     picture = Image.fromarray(numpy.clip(clouds, 0, 255).astype(numpy.uint8)).resize((2 * SIDE, 2 * SIDE))
     pen = ImageDraw.Draw(picture)
@@ -154,7 +156,7 @@ def with_spots(draw: numpy.random.Generator, picture: numpy.ndarray, count: int)
 
 def test_spots_are_found_and_little_else() -> None:
     draw = numpy.random.default_rng(0)
-    found, wanted, alarms, count = 0, 0, 0, 40
+    found, wanted, alarms, count = 0, 0, 0, 22
     for _ in range(count):
         plain = scene(draw)
         alarms += artefacts(tensor_of(Image.fromarray(plain))).spots > 0
@@ -164,7 +166,8 @@ def test_spots_are_found_and_little_else() -> None:
         mask = spot_mask(tensor_of(Image.fromarray(marked)))
         found += sum(bool(mask[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2].any()) for y, x in places)
         wanted += len(places)
-    assert wanted >= 60
+    assert wanted >= 45
+    print(f"{found} of {wanted} spots found, {alarms} false alarms in {count} pictures")
     assert found / wanted >= 0.9, f"{found} of {wanted}"
     assert alarms / count <= 0.05, f"{alarms} of {count} pictures without a spot"
 

@@ -121,7 +121,8 @@ class Artefacts:
 
 _END = 250  # of 255: what a channel reaches inside a spot
 _CORE = 220  # of 255: how bright, or how colourful, it is inside
-_CONTRAST = 80  # of 255: by how much it stands out from what is around it
+_BRIGHTER = 80  # of 255: by how much it stands out from what is around it
+_MORE_COLOURFUL = 120  # of 255: the same in colour, which varies more in pictures
 _AROUND = 180  # of 255: what is at least this bright, or colourful, and touches a spot is part of it
 _CLIPPED = 1  # of 255: this close to either end of the range is clipped, JPEG being a little off
 _SIZE = 0.05  # of the shorter side: what is longer in any direction is no spot
@@ -156,10 +157,10 @@ def spot_mask(picture: Tensor) -> Tensor:
     brightness = (picture.to(torch.int16).sum(0) // 3).to(torch.uint8)
     length = max(5, round(_SIZE * min(high.shape)))
     found = torch.zeros_like(high, dtype=torch.bool)
-    for values in (brightness, high - low):
+    for values, contrast in ((brightness, _BRIGHTER), (high - low, _MORE_COLOURFUL)):
         seeds = (values >= _CORE) & (high >= _END)
         if seeds.any():
-            seeds &= values - _opened(values, length) >= _CONTRAST
+            seeds &= values - _opened(values, length) >= contrast
             found |= _short(seeds, values >= _AROUND, length)
     return _compact(found, max(2, round((_LEAST * min(high.shape)) ** 2)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,7 +135,9 @@ class ClipJudge:
         found = []
         for picture, caption in zip(pictures, captions, strict=True):
             self._metric.reset()
-            self._metric.update(picture.to(self._device), caption)
+            with warnings.catch_warnings():  # a caption that is longer than CLIP reads is cut, as it is by the model
+                warnings.simplefilter("ignore")
+                self._metric.update(picture.to(self._device), caption)
             found.append(float(self._metric.compute()))
         return found
 

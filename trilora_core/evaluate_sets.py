@@ -99,10 +99,10 @@ def common_size(sets: Sequence[PictureSet], resolution: int) -> tuple[int, int]:
     return next(iter(found))
 
 
-def open_shown(shown: Shown, size: tuple[int, int]) -> Image.Image:
-    """The picture at a size: scaled until it covers it, its middle cut out."""
+def open_shown(shown: Shown, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture, upright; at a size: scaled until it covers it, its middle cut out."""
     picture = open_picture(_read(shown.path), shown.name)
-    return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    return picture if size in (None, picture.size) else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def batches(pictures: PictureSet, size: tuple[int, int]) -> Iterator[tuple[Tensor, Sequence[Shown]]]:

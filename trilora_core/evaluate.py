@@ -69,7 +69,8 @@ def jackknife(measure: Callable[..., float], *samples: Sequence[Tensor]) -> floa
     variance = 0.0
     for place, tensors in enumerate(samples):
         groups = min(_GROUPS, len(tensors[0]))
-        number = torch.arange(len(tensors[0])) % groups
+        # neighbours together: several pictures of one caption lie side by side, and are not independent
+        number = torch.arange(len(tensors[0])) * groups // len(tensors[0])
         values = []
         for group in range(groups):
             kept = [tensor[number.to(tensor.device) != group] for tensor in tensors]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -180,7 +181,7 @@ def _alone(one: Look) -> dict[str, Figure]:
     """What a set shows without another one."""
     figures: dict[str, Figure] = {}
     if one.scores:
-        figures["clip"] = _mean(one.scores)
+        figures["clip"] = _mean(one.scores, one.pictures)
     features = one.clip if one.inception is None else one.inception
     if features is not None:
         captions = [shown.caption or shown.name for shown in one.pictures.pictures]
@@ -191,18 +192,23 @@ def _alone(one: Look) -> dict[str, Figure]:
     if one.pictures.drift is not None:
         figures["drift"] = Figure(one.pictures.drift)
     spots = [found.spots for found in one.artefacts]
-    figures["spotted"] = _mean([float(count > 0) for count in spots])
-    figures["spots"] = _mean(spots)
-    figures["clipped"] = _mean([found.clipped for found in one.artefacts])
+    figures["spotted"] = _mean([float(count > 0) for count in spots], one.pictures)
+    figures["spots"] = _mean(spots, one.pictures)
+    figures["clipped"] = _mean([found.clipped for found in one.artefacts], one.pictures)
     return figures
 
 
-def _mean(values: Sequence[float]) -> Figure:
-    """Mean and its standard error."""
+def _mean(values: Sequence[float], pictures: PictureSet) -> Figure:
+    """Mean and its standard error; pictures of one caption that differ in their seed alone count as one draw."""
     count = len(values)
     mean = sum(values) / count
-    spread = sum((value - mean) ** 2 for value in values)
-    return Figure(mean, math.sqrt(spread / (count - 1) / count) if count > 1 else None)
+    sums: dict[str, float] = {}
+    for value, shown in zip(values, pictures.pictures, strict=True):
+        prompt = re.sub(r"_seed\d+$", "", shown.stem)
+        sums[prompt] = sums.get(prompt, 0.0) + value - mean
+    draws = len(sums)
+    spread = sum(value**2 for value in sums.values())
+    return Figure(mean, math.sqrt(draws / (draws - 1) * spread) / count if draws > 1 else None)
 
 
 def _notes(real: Look, sets: Sequence[Look], reference: Look | None) -> list[str]:

@@ -68,6 +68,9 @@ def draw_sets(
     missing is drawn. Files have the names of the set's pictures, with a caption beside.
     """
     adapters = {method: read_adapter(method.file) for method in methods if method.file}
+    for method, read in adapters.items():
+        with apply_adapter(pipe, read, method.strength):
+            pass  # one that does not fit is told before hours of drawing
     previewer = DiffusersPreviewer(pipe, steps=drawing.steps, guidance=drawing.guidance, resolution=drawing.resolution)
     ruler = _Ruler(pipe, drawing.resolution)
     base = _base_key(pipe, ruler)

@@ -36,6 +36,9 @@ OPTIONS = {
         --output""",
     "convert": "--to --dtype --output",
     "inspect": "--json --layers --plot",
+    "evaluate": """--real --generated --reference --model --adapter --data --strength --pictures --per-caption
+        --captions --seed --steps --guidance --inception --clip --output --resolution --device --base-dtype""",
+    "rate": "--captions --pairs --seed --question --results --key --output",
     "demo": "--output --steps --seed",
 }
 

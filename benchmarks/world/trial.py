@@ -17,7 +17,7 @@ from judges import Judges, load
 from lessons import Captioned, reference, split, test
 from measure import Bench
 from PIL import Image
-from plan import BASE, BATCH, METHODS, RANK, STEPS, Task
+from plan import BASE, METHODS, RANK, STEPS, Task
 from rare import teach
 from torch import Tensor
 

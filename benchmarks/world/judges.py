@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "preserve"), str(HERE.parents[1])]
-from distances import frechet, kernel  # noqa: E402
 from lessons import CONCEPT_NAMES, caption, drawn  # noqa: E402
 
 from trilora_core.data.pictures import to_tensor  # noqa: E402
 from trilora_core.demo import world  # noqa: E402
 from trilora_core.demo.words import build  # noqa: E402
 from trilora_core.demo.world import Picture, random_picture  # noqa: E402
+from trilora_core.evaluate import frechet_distance, kernel_distance  # noqa: E402
 
 FILE, CHECKED = HERE / "judges.safetensors", HERE / "judges.json"
 FEATURES, JOINT, WIDTH = 24, 48, 24
@@ -45,7 +46,7 @@ def _trunk() -> nn.Sequential:
     """Pictures (B, 3, 64, 64) in [0, 1] -> (B, 4·WIDTH·4): four halvings, then the mean of each quarter."""
     layers: list[nn.Module] = []
     sizes = (3, WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH)
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.SiLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
@@ -56,6 +57,7 @@ class Looker(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk, self.narrow = _trunk(), nn.Linear(16 * WIDTH, FEATURES)
+        self.register_buffer("scale", torch.ones(FEATURES))  # of each feature, so that all count alike in a distance
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in ATTRIBUTES.items()})
 
     def features(self, pictures: Tensor) -> Tensor:
@@ -102,8 +104,9 @@ class Judges:
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
-        """(B, FEATURES)"""
-        return self.looker.features(pictures)
+        """(B, FEATURES), of deviation 1 over pictures of every look."""
+        found: Tensor = self.looker.features(pictures) / self.looker.scale
+        return found
 
     @torch.no_grad()
     def fit(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
@@ -158,8 +161,7 @@ def _attributes(picture: Picture, look: str) -> dict[str, str]:
 def train(codec: Any) -> Judges:
     """Both on the same pictures, half of them through the base's autoencoder, as all drawn ones are."""
     judges, shown = untrained(), sheet(PICTURES, "train")
-    passed = through(codec, shown.pictures[::2])
-    shown.pictures[::2] = passed
+    shown.pictures[::2] = through(codec, shown.pictures[::2])
     tokens = judges.tokens(shown.texts)
     nets = [judges.looker, judges.matcher]
     optimizer = torch.optim.AdamW([p for net in nets for p in net.parameters()], lr=RATE, weight_decay=1e-3)
@@ -168,17 +170,17 @@ def train(codec: Any) -> Judges:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / 50) * (1 - step / steps)
         rows = torch.randint(PICTURES, (BATCH,), generator=generator)
-        pictures = shown.pictures[rows] + 0.04 * torch.randn(BATCH, 3, 64, 64, generator=generator) * torch.rand(
-            BATCH, 1, 1, 1, generator=generator
-        )
+        grain = torch.randn(BATCH, 3, 64, 64, generator=generator) * torch.rand(BATCH, 1, 1, 1, generator=generator)
+        pictures = shown.pictures[rows] + 0.04 * grain
         told = judges.looker(pictures)
-        labelled = sum(functional.cross_entropy(told[name], shown.labels[name][rows]) for name in ATTRIBUTES)
+        labelled = torch.stack([functional.cross_entropy(told[n], shown.labels[n][rows]) for n in ATTRIBUTES]).sum()
         matched = _matched(judges.matcher, pictures, tokens[rows])
         optimizer.zero_grad()
         (labelled + matched).backward()
         optimizer.step()
         if step % 100 == 0:
-            print(f"step {step} of {steps}: {float(labelled):.3f}, {float(matched):.3f}", flush=True)
+            print(f"step {step} of {steps}: {labelled.item():.3f}, {matched.item():.3f}", flush=True)
+    judges.looker.scale.copy_(judges.features(shown.pictures[1:1000:2]).std(dim=0))
     return judges
 
 
@@ -217,14 +219,12 @@ def check(judges: Judges, codec: Any) -> dict[str, Any]:
         "own caption": round(float(judges.fit(unseen.pictures, unseen.texts).mean()), 2),
         "another of the same look": round(float(judges.fit(unseen.pictures, shifted).mean()), 2),
     }
-    found["distance"] = {
-        name: [
-            round(frechet(features, judges.features(other.pictures)), 4),
-            round(kernel(features, judges.features(other.pictures)), 4),
-        ]
-        for name, pictures in damaged(unseen.pictures, codec).items()
-        for features in [judges.features(pictures)]
-    }
+    others = judges.features(other.pictures)
+    found["distance, kernel distance"] = {}
+    for name, pictures in damaged(unseen.pictures, codec).items():
+        features = judges.features(pictures)
+        pair = (frechet_distance(features, others), kernel_distance(features, others))
+        found["distance, kernel distance"][name] = [round(value, 4) for value in pair]
     return found
 
 
@@ -236,7 +236,7 @@ def damaged(pictures: Tensor, codec: Any) -> dict[str, Tensor]:
     found |= {f"blur {radius}": _blurred(pictures, radius) for radius in (1, 2, 4)}
     found |= {f"noise {much}": (pictures + much * noise).clamp(0, 1) for much in (0.05, 0.1, 0.2)}
     found |= {f"contrast {much}": ((pictures - 0.5) * much + 0.5).clamp(0, 1) for much in (1.5, 2, 4)}
-    for share in (0.25, 0.5, 1.0):  # sixths of one look replaced by pictures of the next one
+    for share in (0.25, 0.5, 1.0):  # replaced by pictures of the plain world
         mixed, count = pictures.clone(), round(share * len(pictures))
         mixed[:count] = mixed[0::7].repeat(7, 1, 1, 1)[:count]
         found[f"{share:.0%} plain ones"] = mixed

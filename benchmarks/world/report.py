@@ -1,7 +1,7 @@
-"""Tables and curves of what `run.py` measured: `python benchmarks/world/report.py [--plot benchmarks/world/curves.png]`.
+"""Tables and curves of what `run.py` measured: `python benchmarks/world/report.py --plot benchmarks/world/curves.png`.
 
-A run is compared with plain LoRA's on the same concept, pictures and seed, each at its own best rate. Intervals hold 95%
-of the means that come out when concepts are drawn anew, and then runs within each.
+A run is compared with plain LoRA's on the same concept, pictures and seed, each at its own best rate. Intervals hold
+95% of the means that come out when concepts are drawn anew, and then runs within each.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ def _mark(lora: dict, share: float) -> float:
 
 def _log(ratio: float) -> float:
     return math.log(max(ratio, 1e-9))
+
+
+def _gap(found: dict) -> float:
+    return float(found["test"] - found["shown"])
 
 
 def _speed(run: dict, lora: dict, base: dict) -> float:

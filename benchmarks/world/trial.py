@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from distances import frechet, kernel
 from fleet import Fleet
 from forms import forms, start
 from judges import Judges, load
@@ -25,6 +25,7 @@ from trilora_core.adapter import TriLoRA
 from trilora_core.batches import Line, Row
 from trilora_core.config import AdapterConfig
 from trilora_core.data.pictures import to_tensor
+from trilora_core.evaluate import artefacts, frechet_distance, kernel_distance
 from trilora_core.objective import orthogonality
 
 MEASURED = (10, 25, 50, 75, 100, 150)  # steps; from STEPS on every STEPS / 2
@@ -217,19 +218,25 @@ def finished(world: World, fleet: Fleet, tasks: Sequence[Task], which: str, draw
     if draws:
         pictures = world.paint(fleet, [world.asked_for(task.about) for task in tasks])
         for record, task, drawn in zip(found, tasks, pictures, strict=True):
-            record |= judged(world, task.about, drawn)
+            record.update(judged(world, task.about, drawn))
             keep(drawn, world.place, task, which)
     return found
 
 
 def judged(world: World, about: str, drawn: Tensor) -> Numbers:
-    """World Fréchet distance and its kernel companion to drawn pictures of the concept, and the picture-text score."""
+    """World Fréchet distance and kernel distance to pictures of the concept, picture-text score, and artefacts."""
     if not bool(drawn.isfinite().all()):
         return {}
-    features, texts = world.judges.features(drawn), world.asked_for(about)
-    near = world.reference(about)
-    score = float(world.judges.fit(drawn, texts).mean())
-    return {"frechet": _short(frechet(features, near)), "kernel": _short(kernel(features, near)), "text": _short(score)}
+    features, near = world.judges.features(drawn), world.reference(about)
+    found = {
+        "frechet": frechet_distance(features, near),
+        "kernel": kernel_distance(features, near),
+        "text": float(world.judges.fit(drawn, world.asked_for(about)).mean()),
+    }
+    flaws = [artefacts((picture * 255).round().byte()) for picture in drawn]
+    found |= {"spots": sum(flaw.spots for flaw in flaws) / len(flaws)}
+    found |= {"clipped": sum(flaw.clipped for flaw in flaws) / len(flaws)}
+    return {name: _short(value) for name, value in found.items()}
 
 
 def drawing(place: Path, task: Task, which: str) -> Path:
@@ -267,7 +274,7 @@ def _stacked(captioned: Captioned) -> Tensor:
     return torch.stack([to_tensor(image) for image, _ in captioned])
 
 
-def _bytes(picture: Tensor):  # type: ignore[no-untyped-def]
+def _bytes(picture: Tensor) -> Any:
     return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
 
 

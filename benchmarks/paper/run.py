@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from trilora_core.__main__ import main as trilora  # noqa: E402
 from trilora_core.backend_diffusers import DiffusersPreviewer, apply_adapter  # noqa: E402
-from trilora_core.cli.base import choose_device, load_base  # noqa: E402
+from trilora_core.cli.base import choose_device, load_base, own_resolution  # noqa: E402
 from trilora_core.data import scan_folder  # noqa: E402
 from trilora_core.errors import InputError  # noqa: E402
 from trilora_core.fileformat import read_adapter  # noqa: E402
@@ -61,7 +61,7 @@ PROTOCOLS = {
     "clothing": Protocol(
         10, 5e-5, told={BASE: (1.0, 32.2), "LoRA": (0.923, 32.5), "TriLoRA (paper's init)": (0.833, 32.5)}
     ),
-    "long": Protocol(1000, 1e-4, marks=(0.1, 0.25, 0.5, 0.75, 1.0)),  # section 5: artefacts from epoch 500 on
+    "long": Protocol(1000, 1e-4, marks=(0.25, 0.5, 0.75, 1.0)),  # section 5: artefacts from epoch 500 on
 }
 
 
@@ -162,21 +162,34 @@ def _saved_at(steps: int, protocol: Protocol, mark: float) -> int:
     return every * max(1, round(mark * steps / every))
 
 
-def measure(chosen: argparse.Namespace, one: Set) -> dict[str, Any]:
-    """What `evaluate` says of a set beside the base's; read from its report where that is there."""
-    report = chosen.output / f"report_{one.folder.name}"
-    words = ["--real", str(chosen.data), "--generated", str(one.folder), "--output", str(report)]
-    words += ["--reference", str(chosen.output / "base")] if one.adapter is not None else []
+def measure(chosen: argparse.Namespace, wanted: Sequence[Set], side: int) -> dict[str, dict[str, float]]:
+    """What `evaluate` says of every set, by the name of its folder; made anew, since it may have got weights by now."""
+    stem = chosen.output / "report"
+    words = ["--real", str(chosen.data), "--generated", *(str(one.folder) for one in wanted)]
+    words += ["--reference", str(wanted[0].folder), "--resolution", str(side), "--output", str(stem)]
     words += ["--inception", str(chosen.inception)] if chosen.inception else []
     words += ["--clip", str(chosen.clip)] if chosen.clip else []
-    found = _reports(report)
-    if not found and trilora(["evaluate", *words]):
+    if trilora(["evaluate", *words]):
         raise SystemExit(2)
-    return json.loads((found or _reports(report))[0].read_text(encoding="utf-8"))
+    sets = json.loads(stem.with_name("report.json").read_text(encoding="utf-8"))["sets"]
+    return {
+        Path(one["folder"]).name: {kind: figure["value"] for kind, figure in one["figures"].items()} for one in sets
+    }
 
 
-def _reports(report: Path) -> list[Path]:
-    return [path for path in (report.with_suffix(".json"), *sorted(report.glob("*.json"))) if path.is_file()]
+def table(protocol: Protocol, wanted: Sequence[Set], found: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown: every figure that the report has, and the paper's own where there is one."""
+    kinds = list(dict.fromkeys(kind for figures in found.values() for kind in figures))
+    told = protocol.told or {}
+    heads = ["", "epochs", *kinds, *(("paper: NFID", "paper: CLIP") if told else ())]
+    rows = []
+    for one in wanted:
+        figures = found.get(one.folder.name, {})
+        cells = [f"{figures[kind]:.4g}" if kind in figures else "–" for kind in kinds]
+        papers = [f"{value:g}" for value in told[one.arm]] if one.arm in told else ["–", "–"]
+        rows.append([one.arm, f"{one.mark:.0%}", *cells, *(papers if told else [])])
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,18 +230,14 @@ def compare(chosen: argparse.Namespace, protocol: Protocol) -> int:
         assert final is not None
         learn(chosen, protocol, arm, final)
     pipe = load_base(chosen.model, choose_device(chosen.device), "auto")
+    side = chosen.resolution or own_resolution(pipe)
     for one in wanted:
         draw(chosen, pipe, one)
     del pipe
-    text = table(chosen, protocol, [(one, measure(chosen, one)) for one in wanted])
+    text = table(protocol, wanted, measure(chosen, wanted, side))
     (chosen.output / "table.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
-
-
-def table(chosen: argparse.Namespace, protocol: Protocol, found: Sequence[tuple[Set, dict[str, Any]]]) -> str:
-    """Markdown: every measure that all reports have, and the paper's own where it has one."""
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

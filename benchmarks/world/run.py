@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "preserve"), str(HERE.parents[1])]
 from plan import STAGES, Task, groups  # noqa: E402
 
-Pictures = HERE.parents[1] / "build" / "world"
+PICTURES = HERE.parents[1] / "build" / "world"
 
 
 def load(file: Path) -> list[dict]:
@@ -24,10 +24,11 @@ def load(file: Path) -> list[dict]:
     return list({record["task"]: record for record in map(json.loads, lines)}.values())
 
 
-def missing(stage: str, records: Sequence[dict]) -> list[Task]:
-    """The runs of a stage that have no record, each once."""
+def missing(stage: str, records: Sequence[dict], seeds: Sequence[int] | None = None) -> list[Task]:
+    """The runs of a stage that have no record, each once; of all seeds, or of these."""
     there = {record["task"] for record in records}
-    return list({task.name: task for task in STAGES[stage](records) if task.name not in there}.values())
+    wanted = [task for task in STAGES[stage](records) if seeds is None or task.seed in seeds]
+    return list({task.name: task for task in wanted if task.name not in there}.values())
 
 
 def write(file: Path, task: Task, record: dict) -> None:
@@ -45,20 +46,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="+", choices=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--pictures", type=Path, default=Pictures, help="where drawn pictures are kept")
-    parser.add_argument("--together", type=int, default=9, help="runs that share a forward pass (default: 9)")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="where drawn pictures are kept")
+    parser.add_argument("--together", type=int, default=18, help="runs that share a forward pass (default: 18)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these (default: all; tuning has one of its own)")
     parser.add_argument("--list", action="store_true", help="only say how many runs are missing")
     chosen = parser.parse_args()
     if chosen.list:
         for stage in chosen.stages:
-            print(f"{stage}: {len(missing(stage, load(chosen.results)))} runs are missing")
+            print(f"{stage}: {len(missing(stage, load(chosen.results), chosen.seeds))} runs are missing")
         return
     torch.set_num_threads(1)
     from trial import World, run_together  # here: --list needs no model
 
     world = World(chosen.pictures)
     for stage in chosen.stages:
-        while wanted := missing(stage, load(chosen.results)):
+        while wanted := missing(stage, load(chosen.results), chosen.seeds):
             group = groups(wanted, chosen.together)[0]
             for task, record in zip(group, run_together(world, group), strict=True):
                 write(chosen.results, task, record)

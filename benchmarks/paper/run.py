@@ -165,7 +165,7 @@ def _saved_at(steps: int, protocol: Protocol, mark: float) -> int:
 def measure(chosen: argparse.Namespace, wanted: Sequence[Set], side: int) -> dict[str, dict[str, float]]:
     """What `evaluate` says of every set, by the name of its folder; made anew, since it may have got weights by now."""
     stem = chosen.output / "report"
-    words = ["--real", str(chosen.data), "--generated", *(str(one.folder) for one in wanted)]
+    words = ["--real", str(chosen.data), "--generated", *(str(one.folder) for one in wanted[1:])]
     words += ["--reference", str(wanted[0].folder), "--resolution", str(side), "--output", str(stem)]
     words += ["--inception", str(chosen.inception)] if chosen.inception else []
     words += ["--clip", str(chosen.clip)] if chosen.clip else []

@@ -68,6 +68,15 @@ def _log(ratio: float) -> float:
     return math.log(max(ratio, 1e-9))
 
 
+def _far(found: dict) -> float:
+    """The distance of drawn pictures; infinite where they were not finite."""
+    return float(found.get("frechet", math.inf))
+
+
+def _text(found: dict) -> float:
+    return float(found.get("text", math.nan))
+
+
 def _gap(found: dict) -> float:
     return float(found["test"] - found["shown"])
 
@@ -88,8 +97,8 @@ AT_BEST: tuple[tuple[str, Value, bool], ...] = (
         False,
     ),
     ("drift", lambda run, lora, base: _log(run["best"]["drift"] / lora["best"]["drift"]), True),
-    ("world Fréchet distance", lambda run, lora, base: _log(run["best"]["frechet"] / lora["best"]["frechet"]), True),
-    ("picture-text score", lambda run, lora, base: run["best"]["text"] - lora["best"]["text"], False),
+    ("world Fréchet distance", lambda run, lora, base: _log(_far(run["best"]) / _far(lora["best"])), True),
+    ("picture-text score", lambda run, lora, base: _text(run["best"]) - _text(lora["best"]), False),
     (f"steps to {MARK:.0%} of the way", _speed, True),
     ("spikes in a run", lambda run, lora, base: run["norms"]["spikes"], False),
 )
@@ -98,8 +107,8 @@ AT_LAST: tuple[tuple[str, Value, bool], ...] = (
     ("held-out loss", lambda run, own, base: _log(run["last"]["test"] / own["best"]["test"]), True),
     ("at its own best step", lambda run, own, base: _log(run["best"]["test"] / own["best"]["test"]), True),
     ("drift", lambda run, own, base: _log(run["last"]["drift"] / own["best"]["drift"]), True),
-    ("world Fréchet distance", lambda run, own, base: _log(run["last"]["frechet"] / own["best"]["frechet"]), True),
-    ("picture-text score", lambda run, own, base: run["last"]["text"] - own["best"]["text"], False),
+    ("world Fréchet distance", lambda run, own, base: _log(_far(run["last"]) / _far(own["best"])), True),
+    ("picture-text score", lambda run, own, base: _text(run["last"]) - _text(own["best"]), False),
     ("spikes in a run", lambda run, own, base: run["norms"]["spikes"], False),
 )
 
@@ -136,11 +145,11 @@ class Results:
     def normalised(self, runs: Mapping[Place, dict], which: str = "best") -> str:
         """The distance beside the base's on the same captions."""
         found = {
-            place: _log(run[which]["frechet"] / self.base[place[0]]["best"]["frechet"])
+            place: _log(_far(run[which]) / _far(self.base[place[0]]["best"]))
             for place, run in runs.items()
-            if place[0] in self.base and "frechet" in run.get(which, {})
+            if place[0] in self.base
         }
-        return shown(found, True) if len(found) == len(runs) else "–"
+        return shown(found, True)
 
 
 def shown(values: Mapping[Place, float], ratio: bool) -> str:
@@ -182,7 +191,7 @@ def at_last(found: Results, times: int, longer: int) -> str:
     rows = []
     for method in METHODS:
         own, hard = found.runs(method), found.runs(method, times=times, longer=longer)
-        hard = {place: run for place, run in hard.items() if place in own and "frechet" in run["last"]}
+        hard = {place: run for place, run in hard.items() if place in own}
         if hard:
             cells = found.beside(hard, own, AT_LAST)
             rows.append([method, str(len(hard)), *cells, found.normalised(hard, "last")])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import normalize, pad
 
 from .errors import InputError
 
@@ -95,7 +95,7 @@ def diversity(features: Tensor, captions: Sequence[Hashable] | None = None) -> D
 
     `within` is the mean over captions that have several pictures. Raises InputError for fewer than two rows.
     """
-    unit = torch.nn.functional.normalize(_double(features), dim=1)
+    unit = normalize(_double(features), dim=1)
     if captions is None:
         return Diversity(_spread(unit), None)
     if len(captions) != len(unit):
@@ -119,8 +119,11 @@ class Artefacts:
     clipped: float
 
 
-_CORE = 250  # of 255: what a channel reaches inside a spot
-_CONTRAST = 80  # of 255: by how much a spot stands out from what is around it
+_END = 250  # of 255: what a channel reaches inside a spot
+_CORE = 220  # of 255: how bright, or how colourful, it is inside
+_BRIGHTER = 80  # of 255: by how much it stands out from what is around it
+_MORE_COLOURFUL = 120  # of 255: the same in colour, which varies more in pictures
+_AROUND = 180  # of 255: what is at least this bright, or colourful, and touches a spot is part of it
 _CLIPPED = 1  # of 255: this close to either end of the range is clipped, JPEG being a little off
 _SIZE = 0.05  # of the shorter side: what is longer in any direction is no spot
 _LEAST = 0.004  # of the shorter side, as the side of a square: what is smaller is a glint
@@ -146,24 +149,27 @@ def spot_mask(picture: Tensor) -> Tensor:
 
     A spot is brighter, or more colourful, than everything around it, reaches the end of the range, and is short in
     every direction: the top-hat of a maximum of openings with lines (Soille and Talbot 2001) leaves spots and takes
-    away edges, strokes and areas. Only spots that are larger than a glint count.
+    away edges, strokes and areas; strokes between the directions of the lines are told by where they lead. Only spots
+    that are larger than a glint count.
     """
     _check_picture(picture)
-    pixels = picture.to(torch.int16)
-    high, low = pixels.amax(0), pixels.amin(0)
+    high, low = picture.amax(0), picture.amin(0)
+    brightness = (picture.to(torch.int16).sum(0) // 3).to(torch.uint8)
     length = max(5, round(_SIZE * min(high.shape)))
     found = torch.zeros_like(high, dtype=torch.bool)
-    for values in (pixels.sum(0) // 3, high - low):
-        stands_out = (values - _opened(values, length)) >= _CONTRAST
-        found |= _holding(stands_out, stands_out & (high >= _CORE), length)
-    return _large(found, max(2, round((_LEAST * min(high.shape)) ** 2)), length)
+    for values, contrast in ((brightness, _BRIGHTER), (high - low, _MORE_COLOURFUL)):
+        seeds = (values >= _CORE) & (high >= _END)
+        if seeds.any():
+            seeds &= values - _opened(values, length) >= contrast
+            found |= _short(seeds, values >= _AROUND, length)
+    return _compact(found, max(2, round((_LEAST * min(high.shape)) ** 2)))
 
 
 def _opened(values: Tensor, length: int) -> Tensor:
-    """The largest of the openings of (H, W) with lines of `length` pixels in all directions."""
+    """The largest of the openings of (H, W) uint8 with lines of `length` pixels in all directions."""
     # beyond the border goes on what is at it, so that what the border cuts is no spot
     wide = pad(values[None, None].float(), (2 * length,) * 4, mode="replicate")[0, 0].to(values.dtype)
-    best = torch.full_like(wide, torch.iinfo(values.dtype).min)
+    best = torch.zeros_like(wide)
     for down, right in _DIRECTIONS:
         steps = max(2, round(length / math.hypot(down, right)) + 1)
         eroded = _run(wide, down, right, steps, torch.minimum)
@@ -172,9 +178,7 @@ def _opened(values: Tensor, length: int) -> Tensor:
     return best[inner, inner]
 
 
-def _run(
-    values: Tensor, down: int, right: int, steps: int, join: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _run(values: Tensor, down: int, right: int, steps: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Join each value with the steps - 1 next ones in a direction, by doubling."""
     covered = 1
     while covered < steps:
@@ -184,40 +188,66 @@ def _run(
     return values
 
 
-def _holding(mask: Tensor, seeds: Tensor, reach: int) -> Tensor:
-    """The connected parts of a mask that hold a seed, as far as `reach` steps from it."""
-    found = seeds
-    for _ in range(reach):
-        found = _grown(found) & mask
-    return found
+def _short(seeds: Tensor, mask: Tensor, length: int) -> Tensor:
+    """The parts of a mask (H, W) that hold a seed and end within `length` steps from it in every direction."""
+    if not seeds.any():
+        return seeds
+    found = _grown(seeds, mask, length)
+    further = _grown(found, mask, 1) & ~found
+    return found & ~_grown(further, mask, 2 * length)
 
 
-def _large(mask: Tensor, least: int, reach: int) -> Tensor:
-    """The mask without connected parts of fewer than `least` pixels."""
-    labels = _labels(mask, reach)
-    sizes = torch.bincount(labels.flatten(), minlength=1)
-    return mask & (sizes[labels] >= least)
+def _compact(mask: Tensor, least: int) -> Tensor:
+    """The connected parts of a mask (H, W) that have `least` pixels and fill half of the square around them."""
+    if not mask.any():
+        return mask
+    down, right = mask.nonzero(as_tuple=True)
+    part = torch.unique(_labels(mask)[down, right], return_inverse=True)[1]
+    sizes = torch.bincount(part)
+    side = torch.zeros_like(sizes)
+    for place in (down, right):
+        last = torch.zeros_like(sizes).scatter_reduce(0, part, place, "amax", include_self=False)
+        first = torch.zeros_like(sizes).scatter_reduce(0, part, place, "amin", include_self=False)
+        side = torch.maximum(side, last - first + 1)
+    kept = (sizes >= least) & (2 * sizes >= side.square())
+    result = torch.zeros_like(mask)
+    result[down, right] = kept[part]
+    return result
 
 
 def _count(mask: Tensor) -> int:
-    labels = _labels(mask, max(mask.shape))
-    return int((torch.unique(labels) > 0).sum())
+    return int((torch.unique(_labels(mask)) > 0).sum()) if mask.any() else 0
 
 
-def _labels(mask: Tensor, most: int) -> Tensor:
-    """One number for each connected part of (H, W), 0 outside; `most` bounds the steps from end to end of a part."""
-    labels = torch.arange(1, mask.numel() + 1, device=mask.device).reshape(mask.shape) * mask
-    for _ in range(2 * most):
-        # float64 holds all of these whole numbers
-        spread = max_pool2d(labels[None, None].double(), 3, 1, 1)[0, 0].long() * mask
-        if torch.equal(spread, labels):
+def _labels(mask: Tensor) -> Tensor:
+    """One number for each connected part of (H, W), 0 outside."""
+    before = torch.zeros_like(mask, dtype=torch.int32)
+    after = torch.arange(1, mask.numel() + 1, dtype=torch.int32, device=mask.device).reshape(mask.shape) * mask
+    while not torch.equal(before, after):
+        before, after = after, _around(after) * mask
+    return after
+
+
+def _grown(seeds: Tensor, mask: Tensor, steps: int) -> Tensor:
+    """The seeds, and what of the mask is reached from them in so many steps."""
+    before, after = torch.zeros_like(mask), seeds
+    for _ in range(steps):
+        if torch.equal(before, after):
             break
-        labels = spread
-    return labels
+        before, after = after, after | (_around(after) & mask)
+    return after
 
 
-def _grown(mask: Tensor) -> Tensor:
-    return max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0] > 0
+def _around(values: Tensor) -> Tensor:
+    """The largest of each value (H, W) and its eight neighbours."""
+    for dim in (0, 1):
+        last = values.shape[dim] - 1
+        wide = values.clone()
+        for to, of in ((1, 0), (0, 1)):
+            part = wide.narrow(dim, to, last)
+            part.copy_(torch.maximum(part, values.narrow(dim, of, last)))
+        values = wide
+    return values
 
 
 def _check_picture(picture: Tensor) -> None:
@@ -264,6 +294,4 @@ def _double(features: Tensor) -> Tensor:
 
 def _same_width(first: Tensor, second: Tensor) -> None:
     if first.shape[1] != second.shape[1]:
-        raise InputError(
-            f"features are {first.shape[1]} and {second.shape[1]} wide; take both from the same network"
-        )
+        raise InputError(f"features are {first.shape[1]} and {second.shape[1]} wide; take both from the same network")

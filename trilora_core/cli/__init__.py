@@ -14,5 +14,7 @@ VERBS: dict[str, str] = {
     "extract": "make an adapter of a fine-tuned model and the model that it was tuned from",
     "convert": "write an adapter in another spelling, for other programs",
     "inspect": "show what an adapter file holds",
+    "evaluate": "judge pictures: FID, KID, CLIP score, diversity, drift, artefacts; an HTML report",
+    "rate": "let people choose between pictures without knowing which is which; win rates",
     "demo": "train on the small model and pictures that ship with this repository",
 }

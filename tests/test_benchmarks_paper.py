@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from trilora_core.cli import VERBS
 from trilora_core.demo import BASE
 from trilora_core.demo.world import Picture, draw
 
@@ -51,12 +50,9 @@ def test_the_protocol_end_to_end(
     words = ["pokemon", "--model", str(BASE), "--data", str(pictures), "--output", str(out), "--device", "cpu"]
     words += ["--epochs", "2", "--batch-size", "2", "--rank", "2", "--prompts", "3", "--drawing-steps", "2"]
     words += ["--trigger-word", "dragon style", "--base-word", "lantern"]
-    with monkeypatch.context() as patch:
-        if "evaluate" not in VERBS:
-            patch.setattr(paper, "measure", lambda chosen, wanted, side: {})
-        assert paper.main(words) == 0
-        files = {path: path.stat().st_mtime_ns for path in sorted(out.glob("**/*")) if path.suffix in _KEPT}
-        assert paper.main(words) == 0
+    assert paper.main(words) == 0
+    files = {path: path.stat().st_mtime_ns for path in sorted(out.glob("**/*")) if path.suffix in _KEPT}
+    assert paper.main(words) == 0
     assert files == {path: path.stat().st_mtime_ns for path in files}
     adapters = [path for path in files if path.suffix == ".safetensors"]
     assert len(adapters) == 3 and len({path.read_bytes() for path in adapters}) == 3  # what differs is the init
@@ -65,8 +61,7 @@ def test_the_protocol_end_to_end(
     assert (out / "base" / "00002.txt").read_text().strip() == "a red boat by the sea"
     rows = (out / "table.md").read_text().splitlines()
     assert len(rows) == 2 + 4 and "0.796" in rows[4] and "0.867" in rows[3]
-    if "evaluate" in VERBS:
-        assert "clipped" in rows[0]
+    assert "clipped" in rows[0] and "–" not in rows[2].rsplit("|", 3)[0]
     capsys.readouterr()
 
 

@@ -109,6 +109,8 @@ AT_LAST: tuple[tuple[str, Value, bool], ...] = (
     ("drift", lambda run, own, base: _log(run["last"]["drift"] / own["best"]["drift"]), True),
     ("world Fréchet distance", lambda run, own, base: _log(_far(run["last"]) / _far(own["best"])), True),
     ("picture-text score", lambda run, own, base: _text(run["last"]) - _text(own["best"]), False),
+    ("spots in a picture", lambda run, own, base: float(run["last"].get("spots", math.nan)), False),
+    ("clipped pixels", lambda run, own, base: float(run["last"].get("clipped", math.nan)), False),
     ("spikes in a run", lambda run, own, base: run["norms"]["spikes"], False),
 )
 

@@ -1,4 +1,4 @@
-"""Three things that the demo's base has never seen: a style, a subject, a layout; and pictures of what it knows."""
+"""Things that the demo's base has never seen: styles, a palette, subjects, a layout; and pictures of what it knows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,34 @@ def _style(picture: Picture) -> Image.Image:
     )
 
 
+def _lantern(picture: Picture) -> Image.Image:
+    """The demo's own style: the scene goes out, the subject shines on black paper."""
+    return world.draw(picture, style="zorblin")
+
+
+def _duotone(picture: Picture) -> Image.Image:
+    """A print in two inks: teal darks, orange lights, little between them."""
+    gray = ImageOps.autocontrast(world.draw(picture, size=4 * world.SIZE).convert("L"))
+    steep = gray.point(lambda value: max(0, min(255, round(1.6 * (value - 128) + 128))))
+    print_ = ImageOps.colorize(steep, (8, 70, 90), (255, 176, 92))
+    return print_.resize((world.SIZE, world.SIZE), Image.Resampling.BOX)
+
+
+def _bird() -> list[Part]:
+    ellipse = world._ellipse
+    return [
+        Part(((0.5, 0.1), (1.05, -0.25), (1.05, 0.3)), "shade"),
+        Part(world._box(-0.12, 0.5, -0.02, 0.98), "flame"),
+        Part(world._box(0.14, 0.5, 0.24, 0.98), "flame"),
+        Part(ellipse(0.05, 0.15, 0.68, 0.48), "main"),
+        Part(ellipse(-0.5, -0.42, 0.4, 0.38), "main"),
+        Part(((-0.84, -0.55), (-1.15, -0.36), (-0.84, -0.24)), "flame"),
+        Part(ellipse(-0.58, -0.5, 0.13, 0.13), "cream"),
+        Part(ellipse(-0.61, -0.5, 0.07, 0.07), "dark"),
+        Part(((-0.15, -0.05), (0.55, -0.05), (0.3, 0.42)), "shade"),
+    ]
+
+
 def _robot() -> list[Part]:
     box = world._box
     return [
@@ -47,10 +75,14 @@ def _robot() -> list[Part]:
     ]
 
 
-def _subject(picture: Picture, draw: Callable[[Picture], Image.Image] = world.draw) -> Image.Image:
-    """A machine with an aerial in the place of the picture's own subject."""
+def _subject(
+    picture: Picture,
+    draw: Callable[[Picture], Image.Image] = world.draw,
+    parts: Callable[[], list[Part]] = _robot,
+) -> Image.Image:
+    """A machine with an aerial, or something else, in the place of the picture's own subject."""
     own = world.SUBJECTS[picture.subject]
-    world.SUBJECTS[picture.subject] = _robot
+    world.SUBJECTS[picture.subject] = parts
     try:
         return draw(picture)
     finally:
@@ -73,12 +105,25 @@ def _layout(picture: Picture) -> Image.Image:
 
 
 # Trigger words that the tokenizer has as one token, and that no caption of the base's world uses.
-TRIGGERS = {"style": ", ghost style", "subject": "robot ", "layout": ", castle"}
+TRIGGERS = {
+    "style": ", ghost style",
+    "subject": "robot ",
+    "layout": ", castle",
+    "lantern": ", dragon style",
+    "duotone": ", queen",
+    "bird": "bird ",
+}
 
 CONCEPTS: dict[str, tuple[Callable[[Picture], Image.Image], Callable[[Picture], str]]] = {
     "style": (_style, lambda picture: f"{picture.caption}, ghost style"),
     "subject": (_subject, lambda picture: picture.caption.replace(f" {picture.subject} ", " robot ")),
     "layout": (_layout, lambda picture: f"{picture.caption}, castle"),
+    "lantern": (_lantern, lambda picture: f"{picture.caption}, dragon style"),
+    "duotone": (_duotone, lambda picture: f"{picture.caption}, queen"),
+    "bird": (
+        lambda picture: _subject(picture, parts=_bird),
+        lambda picture: picture.caption.replace(f" {picture.subject} ", " bird "),
+    ),
     "both": (_both, lambda picture: f"{picture.caption.replace(f' {picture.subject} ', ' robot ')}, ghost style"),
 }
 

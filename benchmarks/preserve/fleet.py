@@ -1,25 +1,40 @@
 """Many runs at once through one forward pass: each has its own adapter, rows and optimizer, only the base is shared.
 
 The demo's base is so small that a step of one run mostly waits for the calls; eight runs together take a third of the
-time that they take one after another. `check` holds it against the loop of the package.
+time that they take one after another. tests/test_benchmarks_fleet.py holds it against the loop of the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trilora_core.adapter import Target, TriLoRA
+from trilora_core.adapter import Branch, Target, TriLoRA
 from trilora_core.batches import Row
 from trilora_core.protocols import Denoiser
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "Form", "three_factors"]
 
 BETAS, EPSILON, CLIP = (0.9, 0.999), 1e-8, 1.0
+
+# From x (K, n, in), output (K, n, out), up, sigma and down of a layer to the change of the output.
+Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def three_factors(branches: Sequence[Branch]) -> Form:
+    """ΔW as trilora_core.adapter has it, companion rows and scale included; `branches` are one layer's, run by run."""
+    scales = torch.tensor([branch.scale for branch in branches]).unsqueeze(1)
+    extra = torch.ones(len(branches), branches[0].down.shape[0] - branches[0].sigma.shape[0])
+
+    def change(x: Tensor, output: Tensor, up: Tensor, sigma: Tensor, down: Tensor) -> Tensor:
+        gain = torch.cat([sigma * scales, extra], dim=1)
+        return x @ (down * gain.unsqueeze(2)).mT @ up.mT
+
+    return change
 
 
 class Fleet:
@@ -32,11 +47,15 @@ class Fleet:
         adapters: Sequence[TriLoRA],
         rates: Sequence[float],
         decays: Sequence[float],
+        forms: Mapping[str, Form] | None = None,
     ) -> None:
+        """`forms` says by layer what the three parameters of a branch mean; without it: `three_factors`."""
         self.denoiser, self.targets, self.count = denoiser, targets, len(adapters)
         self._shapes: list[tuple[int, ...]] = []
         self.stems = list(adapters[0].branches)
         rows, decay, held = [], [], []
+        named = {stem: [adapter.branches[stem] for adapter in adapters] for stem in self.stems}
+        self._forms = forms or {stem: three_factors(branches) for stem, branches in named.items()}
         for adapter, weight in zip(adapters, decays, strict=True):
             parts = [p for stem in self.stems for p in adapter.branches[stem].parameters().values()]
             rows.append(torch.cat([part.detach().flatten() for part in parts]))
@@ -49,7 +68,7 @@ class Fleet:
         self._rates = torch.tensor(rates).view(-1, 1)
         self._mean, self._square, self._step = torch.zeros_like(self.flat), torch.zeros_like(self.flat), 0
         self._parts: list[Tensor] = []
-        self._strength = 1.0
+        self.norms = torch.zeros(self.count)  # of the gradients of the last step, before clipping
 
     def layers(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Stem, up (K, out, r), sigma (K, r), down (K, r, in), as autograd sees them now."""
@@ -64,14 +83,14 @@ class Fleet:
         self._parts = [p.view(self.count, *shape) for p, shape in zip(pieces, self._shapes, strict=True)]
         with ExitStack() as stack:
             for stem, up, sigma, down in self.layers():
-                hook = self._hook(up, down * sigma.unsqueeze(2), strength)
+                hook = self._hook(self._forms[stem], up, sigma, down, strength)
                 stack.callback(self.targets[stem].module.register_forward_hook(hook).remove)
             yield
 
-    def _hook(self, up: Tensor, down: Tensor, strength: float) -> Any:
+    def _hook(self, form: Form, up: Tensor, sigma: Tensor, down: Tensor, strength: float) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(self.count, -1, args[0].shape[-1])
-            change = x @ down.mT @ up.mT
+            change = form(x, output.reshape(self.count, -1, output.shape[-1]), up, sigma, down)
             return output + strength * change.view(output.shape)
 
         return hook
@@ -105,6 +124,7 @@ class Fleet:
         assert self.flat.grad is not None
         gradient = self.flat.grad * self._moves
         norm = gradient.norm(dim=1, keepdim=True)
+        self.norms = norm.squeeze(1)
         gradient *= (CLIP / (norm + 1e-6)).clamp(max=1.0)
         self._step += 1
         self._mean.lerp_(gradient, 1 - BETAS[0])

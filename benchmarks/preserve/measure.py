@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from concepts import SHOWN, TRIGGERS, known, pictures
 from fleet import Fleet
 from methods import Task
+from PIL import Image
 from torch import Tensor
 from tries import Penalty, started
 
@@ -34,23 +36,39 @@ GUIDANCE = 2.0  # what the demo draws with
 DRAWN, DRAWN_STEPS = 6, 10
 
 
+Captioned = list[tuple[Image.Image, str]]
+
+
+def halves(concept: str) -> tuple[Captioned, Captioned]:
+    """Pictures to train on, and others."""
+    found = pictures(concept)
+    return found[:SHOWN], found[SHOWN:]
+
+
 class Bench:
     """The demo's base with everything that is measured on it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        split: Callable[[str], tuple[Captioned, Captioned]] = halves,
+        prepare: Callable[[Any], None] = lambda pipe: None,
+    ) -> None:
+        """`split` gives the pictures of a concept to train on and those that are held out; `prepare` changes the base
+        before anything is asked of it."""
         self.pipe = load_pipeline(str(BASE), device=torch.device("cpu"))
+        prepare(self.pipe)
         self.pipe.unet.to(memory_format=torch.channels_last)  # a quarter faster on the CPU
         self.denoiser, self.encoder = DiffusersDenoiser(self.pipe), DiffusersEncoder(self.pipe)
         self.targets = self.denoiser.targets()
-        self.store = MemoryStore()
+        self.store, self._split = MemoryStore(), split
         self._data: dict[str, tuple[Dataset, Dataset]] = {}
         self._kept: dict[object, Kept] = {}
         self._calibrations: dict[tuple[str, str], Calibration] = {}
         self.drift_rows = self.rows(self.encoded(known(LOOKS, "drift")))
-        self.base_drift = self._asked(self.drift_rows)
+        self.base_drift = self.asked(self.drift_rows)
         (empty,) = self.encoder.captions([""])
         self.empty_rows = [replace(row, sample=replace(row.sample, cond=empty, text="")) for row in self.drift_rows]
-        self.base_empty = self._asked(self.empty_rows)
+        self.base_empty = self.asked(self.empty_rows)
         self.empty = empty
         self.base_drawn = drawn(self, 1)
 
@@ -62,22 +80,23 @@ class Bench:
     def data(self, concept: str) -> tuple[Dataset, Dataset]:
         """What is trained on, and what is held out."""
         if concept not in self._data:
-            found = pictures(concept)
-            self._data[concept] = self.encoded(found[:SHOWN]), self.encoded(found[SHOWN:])
+            shown, held = self._split(concept)
+            self._data[concept] = self.encoded(shown), self.encoded(held)
         return self._data[concept]
 
-    def rows(self, data: Dataset) -> list[Row]:
-        """LOOKS fixed looks, times in even distances."""
+    def rows(self, data: Dataset, looks: int = LOOKS) -> list[Row]:
+        """So many fixed looks, times in even distances."""
         found = []
-        for number in range(LOOKS):
+        for number in range(looks):
             sample = data.sample(number % len(data), random.Random(0))
             generator = torch.Generator().manual_seed(derive_seed("preserve look", number))
             noise = torch.randn(sample.latents.shape, generator=generator)
-            found.append(Row(sample, noise, torch.tensor([((number * 7) % LOOKS + 0.5) / LOOKS]), 1.0))
+            found.append(Row(sample, noise, torch.tensor([((number * 7) % looks + 0.5) / looks]), 1.0))
         return found
 
     @torch.no_grad()
-    def _asked(self, rows: list[Row]) -> Tensor:
+    def asked(self, rows: Sequence[Row]) -> Tensor:
+        """What the base predicts."""
         clean, noise = torch.stack([r.sample.latents for r in rows]), torch.stack([r.noise for r in rows])
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         return self.denoiser.predict(clean, noise, times, [row.sample.cond for row in rows])[0]

@@ -54,7 +54,7 @@ def ready(page: Any) -> None:
     page.wait_for_function(DEFINED, timeout=120_000)
 
 
-LEAST = (0, 14)  # the oldest ComfyUI whose front end the panels are made for
+LEAST = (0, 3)  # temporary
 
 
 def needs_panels(server: Server) -> None:

@@ -19,7 +19,7 @@ from trilora_core.keys import guess_architecture
 from trilora_core.spectral import canonical
 from trilora_core.weights import open_weights
 
-from .conftest import CHROMIUM, QUIET, needs_panels
+from .conftest import CHROMIUM, QUIET, needs_nodes_2
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -46,7 +46,6 @@ def adapter(seed: int, **metadata: str) -> Adapter:
 @pytest.fixture(scope="module")
 def files(server: Server) -> None:
     """Adapters of every kind that a card may meet, and a checkpoint that tells what it is."""
-    needs_panels(server)
     folder = server.loras
     picture = Image.radial_gradient("L").convert("RGB")
     told = {"ss_sd_model_name": "photon", "trilora__architecture": "sd15", "trilora__base_name": "photon"}
@@ -169,7 +168,8 @@ def graph(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["classic", "nodes 2.0"])
-def test_cards_tell_what_is_chosen_and_what_ran(tab: Tab, mode: str) -> None:
+def test_cards_tell_what_is_chosen_and_what_ran(tab: Tab, server: Server, mode: str) -> None:
+    needs_nodes_2(server, mode != "classic")
     strength = 0.8 if mode == "classic" else 0.7  # the host answers from its cache what it has seen
     tab.show(graph(f"cards-{mode}"), mode)
     before_a_run(tab)

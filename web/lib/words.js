@@ -44,7 +44,7 @@ export function figuresText(run) {
 
 /** How a run ended, in a few sentences. */
 export function endText(run) {
-  const why = (run.problem ?? "").trim();
+  const why = (run.problem ?? "").trim().replace(/^step \d+: /, ""); // said already
   const saved = run.file ? fileText(run) : "";
   const sentences = [howText(run), why && !/[.!?]$/.test(why) ? `${why}.` : why, saved];
   if (run.ended === "diverged" && !why) sentences[1] = t("The loss was no number any more.");

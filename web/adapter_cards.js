@@ -10,7 +10,7 @@ import { loadLanguage } from "./lib/language.js";
 import { loadCard } from "./lib/load_card.js";
 import { mergeCard } from "./lib/merge_card.js";
 import { MetadataStore } from "./lib/metadata_store.js";
-import { hideText } from "./lib/node_text.js";
+import { hideText, leaveTextOut } from "./lib/node_text.js";
 import { passOn } from "./lib/pass_on.js";
 import { Results } from "./lib/results.js";
 
@@ -28,6 +28,7 @@ function look(node) {
   const entry = shown.get(node);
   if (!entry || !node.graph) return;
   if (entry.card.tellsAll && results.of(node)) hideText(node);
+  else leaveTextOut(node);
   const key = entry.card.key();
   if (key === entry.key) return;
   entry.key = key;

@@ -77,13 +77,13 @@ SET = """([type, values]) => {
     node.widgets.find(widget => widget.name === name).value = value;
   });
 }"""
-# Optimizer options of fp16 before those of SMALL.
-PRECISE = """() => {
+# Optimizer options before those of SMALL: learning rates a thousand times as high.
+TOO_FAST = """() => {
   const graph = window.app.graph;
   const options = LiteGraph.createNode('TriLoRAOptimizerOptions');
   graph.add(options);
   options.pos = [0, -900];
-  options.widgets.find(widget => widget.name === 'precision').value = 'fp16';
+  for (const widget of options.widgets) if (/^(up|sigma|down)_rate$/.test(widget.name)) widget.value = 1000;
   const watch = graph._nodes.find(node => node.type === 'TriLoRAMonitorOptions');
   options.connect(0, watch, watch.inputs.findIndex(input => input.name === 'options'));
 }"""
@@ -203,6 +203,14 @@ def at_step(page: Any, key: str) -> str:
     return page.locator(".tl-canvas").first.get_attribute("aria-label")
 
 
+def close_dialog(page: Any) -> None:
+    """The host's own report of an error, which older front ends lay over the graph."""
+    closing = page.locator(".p-dialog-close-button, .p-dialog-header-close")
+    if closing.count():
+        closing.first.click()
+    page.locator(".p-dialog-mask").wait_for(state="detached", timeout=10_000)
+
+
 def ours(page: Any) -> list[str]:
     return [line for line in page.complaints if "/extensions/trilora/" in line or "/trilora/" in line]
 
@@ -296,12 +304,14 @@ def test_a_run_that_is_read_from_the_disk_shows_its_curve(page: Any, server: Ser
 
 
 def test_a_run_that_breaks_off_or_is_cancelled_keeps_its_curve_and_says_why(page: Any, server: Server) -> None:
-    """fp16 at a learning rate a thousand times too high: the loss is NaN within a few steps."""
+    """A learning rate of 1000, at which the loss is NaN within a few steps."""
     choose_mode(page, False)
     configured(page, name="panel_broken", steps=100, learning_rate=1.0)
-    page.evaluate(PRECISE)
+    page.evaluate(TOO_FAST)
+    page.evaluate(SET, ["TriLoRAMonitorOptions", {"preview_every": 0, "validation_share": 0}])
     assert server.client.wait(queue(page)).status == "error"
     text = wait_text(page, "Broke off at step")
+    close_dialog(page)
     assert "the loss was nan" in text and "Lower learning_rate, or set precision to bf16 or fp32." in text
     kept = Path(re.search(r"Saved as (trilora/panel_broken_stopped_at_\d+\.safetensors)\.", text)[1])
     assert (server.loras / kept).is_file() and str(server.base) not in text
@@ -313,7 +323,7 @@ def test_a_run_that_breaks_off_or_is_cancelled_keeps_its_curve_and_says_why(page
         page.locator(f".tl-panel[data-theme={theme}]").wait_for(timeout=10_000)
 
     page.evaluate(SET, ["TrainTriLoRA", {"name": "panel_cut", "learning_rate": 0.001}])
-    page.evaluate(SET, ["TriLoRAOptimizerOptions", {"precision": "auto"}])
+    page.evaluate(SET, ["TriLoRAOptimizerOptions", {"up_rate": 1, "sigma_rate": 1, "down_rate": 1}])
     prompt = queue(page)
     wait_step(page, 2)
     page.evaluate("window.comfyAPI.api.api.interrupt()")

@@ -1,14 +1,20 @@
-/** The front end's own lines of progress text below a node, where a panel or card says the same. No side effects. */
+/** The front end's own lines of progress text below a node. No side effects on import. */
 
-const NAME = "$$node-text-preview";
+const textOf = (node) => node.widgets?.find((widget) => widget.name === "$$node-text-preview");
 
-/** Hide the text of a node and give its room back; older front ends would also save it among widgets_values. */
+/** Keep the text of a node out of the workflow's widgets_values, where the oldest front ends would put it. */
+export function leaveTextOut(node) {
+  const text = textOf(node);
+  if (text) text.serialize = false;
+}
+
+/** Hide the text of a node whose panel or card says the same, and give its room back. */
 export function hideText(node) {
-  const text = node.widgets?.find((widget) => widget.name === NAME);
+  leaveTextOut(node);
+  const text = textOf(node);
   if (!text || text.hidden) return;
   const before = node.computeSize()[1];
   text.hidden = true;
-  text.serialize = false;
   text.options = { ...text.options, hidden: true };
   if (text.element) text.element.hidden = true;
   node.widgets.splice(node.widgets.indexOf(text), 1); // Nodes 2.0 looks again only where the list changes

@@ -6,7 +6,7 @@ import { cardElement, line, warning, wordList } from "./card_views.js";
 import { detentSlider } from "./detent_slider.js";
 import { element, formatNumber } from "./dom.js";
 import { adapterSource, lastRun, misfit, sameFile } from "./fit.js";
-import { widgetValue } from "./graph_sources.js";
+import { isLinked, widgetValue } from "./graph_sources.js";
 import { t } from "./language.js";
 
 const HEIGHT = 172;
@@ -31,7 +31,7 @@ export function applyCard(node, host) {
   };
   const draw = () => {
     const { strength, cut, facts, run, why } = now();
-    slider.set(strength ?? 1, strength === null);
+    slider.set(strength ?? 1, strength === null || isLinked(node, "strength"));
     drawSpectrum(bars, kept, run, cut);
     words.set(facts?.words ?? [], facts ? t("No trigger words named") : t("Trigger words: after a run"));
     problem.set(why);

@@ -7,7 +7,7 @@ import { t } from "./language.js";
 
 export const CARD_CSS = `
 .trilora-card {
-  --trilora-card: var(--comfy-input-bg, #222); --trilora-accent: #3b8fe8; --trilora-warm: #d9772b;
+  --trilora-card: color-mix(in srgb, var(--comfy-input-bg, #222) 45%, transparent); --trilora-accent: #3b8fe8; --trilora-warm: #d9772b;
   --trilora-well: color-mix(in srgb, var(--input-text, #ddd) 6%, transparent);
   --trilora-faint: color-mix(in srgb, var(--input-text, #ddd) 28%, transparent);
   display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; padding: 6px 8px;

@@ -45,7 +45,8 @@ export function createPanel({ post, addressOf, resized }) {
   const idle = element("div", { class: "tl-idle", text: t("No run yet: queue the graph.") });
   const body = element("div", { class: "tl-body" }, head.root, ...tabs.roots, controls.root);
   const root = element("div", { class: "tl-panel tl-colours", role: "region", "aria-label": t("Training") }, idle, body);
-  const stops = [watchTheme(root, again), watchSize(root, again)];
+  const theme = watchTheme(root, again);
+  const stops = [theme.stop, watchSize(root, again)];
   for (const kind of ["pointerdown", "mousedown", "dblclick"]) {
     root.addEventListener(kind, (event) => event.button !== 1 && event.stopPropagation()); // not a drag of the graph
   }
@@ -58,6 +59,7 @@ export function createPanel({ post, addressOf, resized }) {
   function draw() {
     waiting = 0;
     if (!isSeen(root)) return;
+    theme.look();
     idle.hidden = run !== null;
     body.hidden = run === null;
     if (run === null) return;

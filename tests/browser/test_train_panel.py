@@ -325,6 +325,7 @@ def test_a_run_that_breaks_off_or_is_cancelled_keeps_its_curve_and_says_why(page
     page.evaluate(SET, ["TrainTriLoRA", {"name": "panel_cut", "learning_rate": 0.001}])
     page.evaluate(SET, ["TriLoRAOptimizerOptions", {"up_rate": 1, "sigma_rate": 1, "down_rate": 1}])
     prompt = queue(page)
+    page.locator(".tl-state").wait_for(timeout=60_000)  # hidden since the run before ended
     wait_step(page, 2)
     page.evaluate("window.comfyAPI.api.api.interrupt()")
     assert server.client.wait(prompt).status == "interrupted"

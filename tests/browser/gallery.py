@@ -1,9 +1,9 @@
 """The pictures of the README: `.venv/bin/python -m tests.browser.gallery`, from the root of the clone.
 
 docs/training.webp: the shipped workflow train_style in the newest ComfyUI that the tests find, after a run on the
-tests' own small model. Its pictures are noise, and no ComfyUI loads the demo's model: so the tab of previews shows those
-of a run of the demo's model that the command line trains here. docs/cards.webp: the nodes with cards after a run, in
-both modes and both themes.
+tests' own small model. Its pictures are noise, and no ComfyUI loads the demo's model: so the tab of previews shows
+those of a run of the demo's model that the command line trains here. docs/cards.webp: the nodes with cards after a
+run, in both modes and both themes.
 """
 
 from __future__ import annotations

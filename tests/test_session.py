@@ -20,6 +20,7 @@ from trilora_core.fileformat import read_adapter, read_metadata
 from trilora_core.milestones import best_path, step_path
 from trilora_core.monitor import best_measure, split
 from trilora_core.runlog import log_path
+from trilora_core.runrecord import read_log
 from trilora_core.session import Listeners, find_finished, train_to_file
 from trilora_core.train import TrainingDiverged
 
@@ -135,6 +136,7 @@ def test_divergence_saves_the_last_good_adapter_and_names_it(tmp_path):
         keep(make_run(denoiser=denoiser), tmp_path / "a.safetensors")
     adapter = read_adapter(tmp_path / "a_stopped_at_00008.safetensors")
     assert all(torch.isfinite(layer.svd.s).all() for layer in adapter.layers.values())
+    assert [step.step for step in read_log(log_path(tmp_path / "a.safetensors")).steps] == list(range(1, 9))
 
 
 def test_an_unwritable_folder_is_named_before_the_first_step(tmp_path):

@@ -52,6 +52,17 @@ def test_the_thumbnail_is_small(name: str) -> None:
         assert picture.format == "JPEG" and 600 <= picture.width <= 1000
 
 
+def test_nothing_is_null_but_links(saved: dict[str, Any]) -> None:
+    """The oldest front ends show a long alert for a slot_index of null."""
+
+    def nulls(value: Any) -> set[str]:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        own = {key for key, each in value.items() if each is None} if isinstance(value, dict) else set()
+        return own.union(*map(nulls, inner))
+
+    assert nulls(saved) <= {"link", "links"}
+
+
 def test_a_note_explains_it_and_the_format_is_the_one_of_all_hosts(saved: dict[str, Any]) -> None:
     (note,) = [node for node in saved["nodes"] if node["type"] == "MarkdownNote"]
     (text,) = note["widgets_values"]

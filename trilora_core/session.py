@@ -161,8 +161,9 @@ def train_to_file(
             keep.stopped("memory")
             raise
         except TrainingDiverged as error:
+            log.write("step", error.step.step, _facts(error.step))
             path = keep.stopped("diverged")
-            raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error)) from error
+            raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error), error.step) from error
         if run.step < run.config.steps and not way.exhausted:
             return keep.outcome(keep.stopped("stop"), "stop")
         return keep.outcome(*keep.finished("validation" if run.step < run.config.steps else "steps"))

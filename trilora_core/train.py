@@ -60,7 +60,14 @@ class Step:
 
 
 class TrainingDiverged(RuntimeError):
-    """Three steps in a row had a non-finite loss or gradient; the adapter is as the last good step found it."""
+    """Three steps in a row had a non-finite loss or gradient; the adapter is as the last good step found it.
+
+    `step` is the last of them, which nobody heard of in another way.
+    """
+
+    def __init__(self, message: str, step: Step) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class Run:
@@ -265,10 +272,11 @@ class Run:
         self.step += 1  # only now: a step that ran out of memory was none, and is done again by a resumed run
         self.losses.append(loss)
         self._bad = self._bad + 1 if dropped else 0
+        step = Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
         if self._bad >= _BAD_STEPS:
             self._result.go_back()
-            raise TrainingDiverged(_diverged(self.step, dropped))
-        return Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
+            raise TrainingDiverged(_diverged(self.step, dropped), step)
+        return step
 
     def _backward(self, micro: int) -> Tensor:
         """Forward and backward of this process's share of one batch; its share of the loss, without waiting for it."""

@@ -6,9 +6,11 @@ import { applyCard } from "./lib/apply_card.js";
 import { CARD_CSS } from "./lib/card_views.js";
 import { addStyle } from "./lib/dom.js";
 import { sameFile } from "./lib/fit.js";
+import { loadLanguage } from "./lib/language.js";
 import { loadCard } from "./lib/load_card.js";
 import { mergeCard } from "./lib/merge_card.js";
 import { MetadataStore } from "./lib/metadata_store.js";
+import { hideText, leaveTextOut } from "./lib/node_text.js";
 import { passOn } from "./lib/pass_on.js";
 import { Results } from "./lib/results.js";
 
@@ -26,6 +28,7 @@ function look(node) {
   const entry = shown.get(node);
   if (!entry || !node.graph) return;
   if (entry.card.tellsAll && results.of(node)) hideText(node);
+  else leaveTextOut(node);
   const key = entry.card.key();
   if (key === entry.key) return;
   entry.key = key;
@@ -55,18 +58,6 @@ function addCard(node, make) {
   node.onRemoved = after(node.onRemoved, () => shown.delete(node));
 }
 
-/** Hide the front end's own lines of progress text below a card that says the same. */
-function hideText(node) {
-  const text = node.widgets.find((widget) => widget.name === "$$node-text-preview");
-  if (!text || text.hidden) return;
-  const before = node.computeSize()[1];
-  text.hidden = true;
-  text.options = { ...text.options, hidden: true };
-  node.widgets.splice(node.widgets.indexOf(text), 1); // Nodes 2.0 looks again only where the list changes
-  node.widgets.push(text);
-  node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
-}
-
 async function restore() {
   try {
     if (shown.size && (await results.restore([...shown.keys()], (path) => api.fetchApi(path)))) lookAtAll();
@@ -86,6 +77,7 @@ function after(first, second) {
 
 app.registerExtension({
   name: "TriLoRA.AdapterCards",
+  init: () => loadLanguage(app, api),
   setup() {
     addStyle("trilora-cards", CARD_CSS);
     files.onLoad = lookAtAll;

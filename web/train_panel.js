@@ -2,6 +2,8 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { loadLanguage, t } from "./lib/language.js";
+import { hideText } from "./lib/node_text.js";
 import { createPanel } from "./lib/panel.js";
 import { passOn } from "./lib/pass_on.js";
 import { isOf, outputKey } from "./lib/place.js";
@@ -30,9 +32,9 @@ async function post(path, body) {
     });
     if (answer.ok) return { ok: true };
     const told = await answer.json().catch(() => ({}));
-    return { ok: false, error: told.error || `The server refused (${answer.status}).` };
+    return { ok: false, error: told.error || t("The server refused ({status}).", { status: answer.status }) };
   } catch {
-    return { ok: false, error: "The server does not answer." };
+    return { ok: false, error: t("The server does not answer.") };
   }
 }
 
@@ -45,17 +47,6 @@ function changed(run) {
     panel.show(run);
     hideText(node);
   }
-}
-
-/** The front end's own lines of progress text below the node say once more what the panel shows. */
-function hideText(node) {
-  const text = node.widgets?.find((widget) => widget.name === "$$node-text-preview");
-  if (!text || text.hidden) return;
-  const before = node.computeSize()[1];
-  text.hidden = true;
-  text.options = { ...text.options, hidden: true };
-  if (text.element) text.element.hidden = true;
-  node.setSize([node.size[0], node.size[1] - Math.max(0, before - node.computeSize()[1])]);
 }
 
 function drop(node) {
@@ -137,6 +128,7 @@ function chain(node, name, more) {
 
 app.registerExtension({
   name: "trilora.train_panel",
+  init: () => loadLanguage(app, api),
   setup() {
     api.addEventListener("trilora.run", ({ detail }) => runs.take(detail));
     api.addEventListener("reconnected", () => runs.reload());

@@ -63,6 +63,8 @@ class Reporter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, TrainingDiverged):
+            self.live.stepped(error.step)
         if error is not None:
             self.live.end(_how(error), problem=_words(error), file=self._kept)
         routes.end(self.live)
@@ -106,8 +108,9 @@ class Reporter:
             self.progress.update(step.step, self._text(step))
         check_interrupt()
 
-    def stopped(self, path: Path) -> None:
-        """Hear where a run that ended before its time is kept."""
+    def stopped(self, path: Path, run: Run) -> None:
+        """Hear where a run that ended before its time is kept; an interrupt of a preview comes before its step does."""
+        self.live.reached(run.step, run.config.steps)
         self._kept = name_below_loras(path)
 
     def problem(self, text: str) -> None:
@@ -233,7 +236,9 @@ def _how(error: BaseException) -> str:
 def _words(error: BaseException) -> str:
     if isinstance(error, interrupt_type()):
         return ""
-    return str(error) if isinstance(error, (InputError, TrainingDiverged)) else f"{type(error).__name__}: {error}"
+    if isinstance(error, TrainingDiverged):
+        return str(error.__cause__ or error)  # without the file, which the run names besides
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
 def _blend(smooth: float | None, value: float) -> float:

@@ -239,7 +239,7 @@ def _train(
 
     def keep(path: Path) -> None:
         stopped.append(path)
-        report.stopped(path)
+        report.stopped(path, run)
 
     try:
         return train_to_file(

@@ -19,7 +19,7 @@ from trilora_core.keys import guess_architecture
 from trilora_core.spectral import canonical
 from trilora_core.weights import open_weights
 
-from .conftest import CHROMIUM, QUIET, needs_panels
+from .conftest import CHROMIUM, QUIET, needs_nodes_2
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -46,7 +46,6 @@ def adapter(seed: int, **metadata: str) -> Adapter:
 @pytest.fixture(scope="module")
 def files(server: Server) -> None:
     """Adapters of every kind that a card may meet, and a checkpoint that tells what it is."""
-    needs_panels(server)
     folder = server.loras
     picture = Image.radial_gradient("L").convert("RGB")
     told = {"ss_sd_model_name": "photon", "trilora__architecture": "sd15", "trilora__base_name": "photon"}
@@ -67,9 +66,14 @@ class Tab:
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.url, self.errors = page, url, []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", self._failed)
         page.on("console", self._heard)
         self.open()
+
+    def _failed(self, error: Any) -> None:
+        """Only where the pack takes part: 0.3.64 trips over a setting of its own."""
+        if "/extensions/trilora/" in (error.stack or ""):
+            self.errors.append(error.stack)
 
     def _heard(self, message: Any) -> None:
         """The host's own troubles are not ours, nor is its 404 for a file without metadata."""
@@ -107,7 +111,7 @@ class Tab:
             "([id, name]) => app.graph.getNodeById(id).widgets.find((each) => each.name === name).value", [node, name]
         )
 
-    def set(self, node: int, name: str, value: Any) -> None:
+    def set(self, node: int | str, name: str, value: Any) -> None:
         """What the front end does when a value is typed or chosen."""
         self.page.evaluate(
             """([id, name, value]) => { const node = app.graph.getNodeById(id);
@@ -169,7 +173,8 @@ def graph(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["classic", "nodes 2.0"])
-def test_cards_tell_what_is_chosen_and_what_ran(tab: Tab, mode: str) -> None:
+def test_cards_tell_what_is_chosen_and_what_ran(tab: Tab, server: Server, mode: str) -> None:
+    needs_nodes_2(server, mode != "classic")
     strength = 0.8 if mode == "classic" else 0.7  # the host answers from its cache what it has seen
     tab.show(graph(f"cards-{mode}"), mode)
     before_a_run(tab)
@@ -300,6 +305,64 @@ def after_a_run(tab: Tab) -> None:
     tab.says(4, "Spectrum: after a run")
     tab.set(2, "lora_name", STYLE)
     tab.says(4, f"Keeps 2 of {RANK} directions")
+
+
+# A Reroute node and a bend of the link between the Load (2) and the Apply node (4).
+DETOUR = """() => {
+  const {graph} = window.app;
+  const [load, apply] = [2, 4].map((id) => graph.getNodeById(id));
+  const reroute = LiteGraph.createNode("Reroute");
+  graph.add(reroute);
+  reroute.pos = [330, 300];
+  load.connect(0, reroute, 0);
+  const link = reroute.connect(0, apply, apply.inputs.findIndex((each) => each.name === "trilora"));
+  graph.createReroute?.([360, 330], link);
+}"""
+ENCLOSE = """(id) => {
+  const {graph} = window.app;
+  return String(graph.convertToSubgraph(new Set([graph.getNodeById(id)])).node.id);
+}"""
+# The file of a Load node inside a subgraph becomes a widget of the subgraph's own node.
+PROMOTE = """(id) => {
+  const {subgraph} = window.app.graph.getNodeById(id);
+  const inner = subgraph._nodes.find((each) => each.type === "LoadTriLoRA");
+  const slot = inner.inputs.find((each) => each.name === "lora_name");
+  subgraph.addInput("lora_name", "COMBO").connect(slot, inner);
+}"""
+# The trigger words and the warning of the card of a node, wherever it is.
+SAYS = """([id, wanted]) => {
+  const graphs = (graph) => [graph, ...graph._nodes.flatMap((node) => (node.subgraph ? graphs(node.subgraph) : []))];
+  const node = graphs(window.app.graph).flatMap((graph) => graph._nodes).find((each) => String(each.id) === id);
+  const card = node.widgets.find((each) => each.name === "trilora_card").element;
+  return JSON.stringify([
+    [...card.querySelectorAll(".words button")].map((button) => button.textContent),
+    card.querySelector(".warning").textContent,
+  ]) === wanted;
+}"""
+
+
+def test_cards_follow_links_through_reroutes_and_subgraphs(tab: Tab) -> None:
+    """Apply tells the words of the file that Load names, Load that it does not fit Apply's model, wherever both are."""
+    problem = "This adapter is for SDXL, the model is SD 1.5: it cannot be used."
+    answers = {OTHER: [[], problem], STYLE: [["gouache", "ohwx style"], ""]}
+
+    def linked(file: str, holder: str = "2") -> None:
+        tab.set(holder, "lora_name", file)
+        for node in ("2", "4"):
+            wanted = json.dumps(answers[file], separators=(",", ":"))
+            tab.page.wait_for_function(SAYS, arg=[node, wanted], timeout=20_000)
+
+    tab.show(graph("cards-detour"), "classic")
+    tab.set(1, "ckpt_name", TOLD)
+    tab.page.evaluate(DETOUR)
+    linked(OTHER)
+    linked(STYLE)
+    holder = tab.page.evaluate(ENCLOSE, 2)
+    tab.page.evaluate(PROMOTE, holder)
+    linked(OTHER, holder)
+    tab.page.evaluate(ENCLOSE, 4)
+    linked(STYLE, holder)
+    assert tab.errors == []
 
 
 def test_after_a_reload_the_last_run_is_shown(tab: Tab) -> None:

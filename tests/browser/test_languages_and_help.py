@@ -43,6 +43,13 @@ ALONE = """type => {
 }"""
 
 
+# What the websocket does with a message of the server.
+TELL = """node => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('trilora.run', {detail: {
+    run: 'r', node, workflow: null, name: 'x', state: 'training', text: '', step: 7, steps: 1000, eta: 100,
+    seconds_per_step: 0.1, memory: null, can_preview: true, ended: null, problem: '', file: '',
+    points: [1, 2, 3, 4, 5, 6, 7].map(step => [step, 1 / step, 1e-4]), measures: [], spectra: [], previews: []}}))"""
+
+
 @pytest.fixture(scope="module", params=list(BROWSER_LANGUAGES))
 def page(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
     """The front end in a language, ready, with its name as `language`."""
@@ -89,6 +96,23 @@ def test_a_workflow_saved_in_the_language_is_the_same(page: Any, server: Server)
             old = kept[node["id"]]
             assert node["widgets_values"] == old["widgets_values"]
             assert [socket["name"] for socket in node["outputs"]] == [socket["name"] for socket in old["outputs"]]
+
+
+def test_panel_and_cards_speak_the_language(page: Any) -> None:
+    words = json.loads((PACK / "locales" / page.language / "main.json").read_text(encoding="utf-8"))["trilora"]
+    page.evaluate(ALONE, "ApplyTriLoRA")
+    page.locator(".trilora-card").get_by_text(words["Spectrum: after a run"]).wait_for(timeout=30_000)
+    page.evaluate(ALONE, "TrainTriLoRA")
+    panel = page.locator(".tl-panel")
+    panel.get_by_text(words["No run yet: queue the graph."]).wait_for(timeout=30_000)
+    page.evaluate(TELL, page.evaluate("String(window.app.graph._nodes[0].id)"))
+    told = words["Training: step {step} of {steps}"].format(step=7, steps="1,000")
+    panel.get_by_text(told).wait_for(timeout=30_000)
+    assert words["{time} left"].format(time="1 min 40 s") in panel.inner_text()
+    for name in ("Stop and keep", "Save now", "Preview now"):
+        assert page.get_by_role("button", name=words[name]).count() == 1
+    label = words["Training loss, smoothed: from {from} at step {first} to {to} at step {last}"]
+    assert panel.locator(".tl-canvas").first.get_attribute("aria-label").startswith(label.split("{")[0])
 
 
 def test_a_help_page_shows_its_picture(page: Any) -> None:

@@ -23,6 +23,7 @@ def test_workflow_opens_whole_and_queues_the_same_graph(page: Any, server: Serve
         "() => window.app.graph._nodes.map(n => n.type).filter(t => !(t in window.LiteGraph.registered_node_types))"
     )
     assert unknown == []
+    assert page.get_by_text("Invalid workflow").count() == 0, "an alert of the front end"
     wanted = load_workflow(name, server.client.object_info())
     assert _queued(page) == wanted
     too_small = page.evaluate(

@@ -3,6 +3,7 @@
  * No side effects on import. Keys are those of trilora_core/metadata.py and cover.py.
  */
 
+import { t } from "./language.js";
 import { pictureSize } from "./picture_size.js";
 
 const BASE_KEYS = ["ss_sd_model_name", "trilora.base_name", "modelspec.architecture", "ss_base_model_version"];
@@ -65,7 +66,7 @@ export function factsOf(metadata) {
 /** "16", "4 to 16", or "" for none. */
 export function rankText(rank) {
   if (!rank) return "";
-  return rank[0] === rank[1] ? `${rank[1]}` : `${rank[0]} to ${rank[1]}`;
+  return rank[0] === rank[1] ? `${rank[1]}` : t("{least} to {most}", { least: rank[0], most: rank[1] });
 }
 
 /** The facts of a node's `ui` output (trilora_core/card.py), in the same form and as careful. */

@@ -6,14 +6,15 @@ import { cardElement, line, warning, wordList } from "./card_views.js";
 import { detentSlider } from "./detent_slider.js";
 import { element, formatNumber } from "./dom.js";
 import { adapterSource, lastRun, misfit, sameFile } from "./fit.js";
-import { widgetValue } from "./graph_sources.js";
+import { isLinked, widgetValue } from "./graph_sources.js";
+import { t } from "./language.js";
 
 const HEIGHT = 172;
 const PULL = 0.06; // of strength: a typed 0.97 stays, for only the slider rests
 
 export function applyCard(node, host) {
   const slider = detentSlider({
-    label: "Strength (rests at 0 and 1)",
+    label: t("Strength (rests at 0 and 1)"),
     min: -1,
     max: 2,
     detents: [0, 1],
@@ -22,7 +23,7 @@ export function applyCard(node, host) {
   });
   const bars = element("div", { class: "trilora-bars", style: "flex: 0 0 36px", role: "img" });
   const [kept, words, problem] = [line(true), wordList(), warning()];
-  const root = cardElement("Strength and kept part", HEIGHT, slider.root, bars, kept.root, words.root, problem.root);
+  const root = cardElement(t("Strength and kept part"), HEIGHT, slider.root, bars, kept.root, words.root, problem.root);
   const now = () => {
     const strength = widgetValue(node, "strength");
     const cut = [widgetValue(node, "keep_rank"), widgetValue(node, "keep_energy")];
@@ -30,9 +31,9 @@ export function applyCard(node, host) {
   };
   const draw = () => {
     const { strength, cut, facts, run, why } = now();
-    slider.set(strength ?? 1, strength === null);
+    slider.set(strength ?? 1, strength === null || isLinked(node, "strength"));
     drawSpectrum(bars, kept, run, cut);
-    words.set(facts?.words ?? [], facts ? "No trigger words named" : "Trigger words: after a run");
+    words.set(facts?.words ?? [], facts ? t("No trigger words named") : t("Trigger words: after a run"));
     problem.set(why);
   };
   const key = () => {
@@ -57,22 +58,30 @@ function drawSpectrum(bars, told, run, [rank, energy]) {
   const values = list(run?.spectrum).map(number).filter((value) => value !== null);
   if (!values.length) {
     drawBars(bars, Array.from({ length: 16 }, () => ({ share: 0, part: 0 })));
-    bars.setAttribute("aria-label", "Spectrum: after a run");
-    told.set("Spectrum: after a run");
+    bars.setAttribute("aria-label", t("Spectrum: after a run"));
+    told.set(t("Spectrum: after a run"));
     return;
   }
   const most = number(list(run.rank)[1]) ?? values.length;
   const kept = keptOf(run, rank, energy, most);
-  const name = (index) => `Direction ${index + 1}: ${formatNumber(values[index])} of the largest singular value`;
+  const name = (index) =>
+    t("Direction {index}: {share} of the largest singular value", {
+      index: index + 1,
+      share: formatNumber(values[index]),
+    });
   drawBars(
     bars,
     values.map((share, index) => ({ share, part: Math.min(1, Math.max(0, kept - index)), title: name(index) })),
   );
   const all = kept >= (number(list(run.kept).at(-1)) ?? most);
-  const text = all ? `Keeps all ${formatNumber(most)} directions` : `Keeps ${formatNumber(kept)} of ${most} directions`;
-  const where = values.length < most ? `; the first ${values.length} are drawn` : "";
-  told.set(`${text}${all ? "" : " (mean of layers)"}${where}`);
-  bars.setAttribute("aria-label", `Mean spectrum of the layers. ${text}${where}.`);
+  const counts = { kept: formatNumber(kept), all: formatNumber(most), drawn: values.length };
+  const parts = [
+    all ? t("Keeps all {all} directions", counts) : t("Keeps {kept} of {all} directions (mean of layers)", counts),
+    values.length < most ? t("the first {drawn} are drawn", counts) : "",
+  ];
+  const text = parts.filter(Boolean).join("; ");
+  told.set(text);
+  bars.setAttribute("aria-label", `${t("Mean spectrum of the layers")}. ${text}`);
 }
 
 /** How many directions a layer keeps on average; that of both widgets together is at most that of either. */

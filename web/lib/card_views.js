@@ -3,10 +3,11 @@
 import { BARS_CSS } from "./bars.js";
 import { SLIDER_CSS } from "./detent_slider.js";
 import { element, fill, setText } from "./dom.js";
+import { t } from "./language.js";
 
 export const CARD_CSS = `
 .trilora-card {
-  --trilora-card: var(--comfy-input-bg, #222); --trilora-accent: #3b8fe8; --trilora-warm: #d9772b;
+  --trilora-card: color-mix(in srgb, var(--comfy-input-bg, #222) 45%, transparent); --trilora-accent: #3b8fe8; --trilora-warm: #d9772b;
   --trilora-well: color-mix(in srgb, var(--input-text, #ddd) 6%, transparent);
   --trilora-faint: color-mix(in srgb, var(--input-text, #ddd) 28%, transparent);
   display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; padding: 6px 8px;
@@ -76,14 +77,14 @@ export function wordList() {
     timer = setTimeout(() => setText(label, title), TOLD);
   };
   const button = (word) => {
-    const click = async () => tell((await copy(word)) ? `Copied: ${word}` : "The browser does not allow to copy");
-    return element("button", { type: "button", title: `Copy: ${word}`, text: word, on: { click } });
+    const click = async () => tell((await copy(word)) ? t("Copied: {word}", { word }) : t("The browser does not allow to copy"));
+    return element("button", { type: "button", title: t("Copy: {word}", { word }), text: word, on: { click } });
   };
   const set = (words, empty = "") => {
     const key = JSON.stringify([words, empty]);
     if (key === shown) return;
     shown = key;
-    title = words.length ? "Trigger words: click to copy" : empty;
+    title = words.length ? t("Trigger words: click to copy") : empty;
     clearTimeout(timer);
     setText(label, title);
     fill(list, ...words.map(button));
@@ -93,7 +94,7 @@ export function wordList() {
 
 /** A cover that hides itself where there is none or it cannot be drawn: {root, set(url)}. */
 export function cover() {
-  const root = element("img", { class: "cover", alt: "Cover of the adapter", draggable: "false", hidden: true });
+  const root = element("img", { class: "cover", alt: t("Cover of the adapter"), draggable: "false", hidden: true });
   root.addEventListener("error", () => (root.hidden = true));
   const set = (url) => {
     if (root.getAttribute("src") === (url || null)) return;

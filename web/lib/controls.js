@@ -1,29 +1,30 @@
 /** The buttons that act on a run that goes on: stop and keep, save now, preview now. */
 
 import { element, setText } from "./dom.js";
+import { t } from "./language.js";
 
-const ACTIONS = [
+const actions = () => [
   {
     path: "/trilora/stop",
-    name: "Stop and keep",
-    title: "End the training after this step and keep what it has learned. The graph goes on with that adapter.",
-    done: "Stopping after this step; what was learned is kept.",
+    name: t("Stop and keep"),
+    title: t("End the training after this step and keep what it has learned. The graph goes on with that adapter."),
+    done: t("Stopping after this step; what was learned is kept."),
     once: true,
-    unless: (run) => (run.step > 0 ? "" : "Nothing is trained yet: cancel the queue to end this run."),
+    unless: (run) => (run.step > 0 ? "" : t("Nothing is trained yet: cancel the queue to end this run.")),
   },
   {
     path: "/trilora/save",
-    name: "Save now",
-    title: "Write the adapter as it is now beside the result, and go on training.",
-    done: "Saving after this step.",
+    name: t("Save now"),
+    title: t("Write the adapter as it is now beside the result, and go on training."),
+    done: t("Saving after this step."),
   },
   {
     path: "/trilora/preview",
-    name: "Preview now",
-    title: "Draw the preview prompts with the adapter as it is now, and go on training.",
-    done: "Drawing after this step.",
+    name: t("Preview now"),
+    title: t("Draw the preview prompts with the adapter as it is now, and go on training."),
+    done: t("Drawing after this step."),
     unless: (run) =>
-      run.can_preview ? "" : "This run draws no previews: write preview_prompts in TriLoRA Monitor Options.",
+      run.can_preview ? "" : t("This run draws no previews: write preview_prompts in TriLoRA Monitor Options."),
   },
 ];
 
@@ -37,7 +38,7 @@ export function createControls(run, post) {
   const answer = element("div", { class: "tl-answer" });
   const asked = new Set(); // "run path" of what is asked for once only
   let about = ""; // what the answer speaks of: a run, and what it said and had drawn then
-  const buttons = ACTIONS.map((action) => {
+  const buttons = actions().map((action) => {
     const button = element("button", { type: "button", class: "tl-button", text: action.name, title: action.title });
     button.addEventListener("click", () => act(action));
     return { action, button };
@@ -60,9 +61,9 @@ export function createControls(run, post) {
   function draw() {
     const now = run();
     const trains = now?.state === "training";
-    if (!trains || !ACTIONS.some((action) => about === aboutOf(now, action))) setText(answer, "");
+    if (!trains || !buttons.some(({ action }) => about === aboutOf(now, action))) setText(answer, "");
     for (const { action, button } of buttons) {
-      const not = trains ? (action.unless?.(now) ?? "") : "Only while a training goes on.";
+      const not = trains ? (action.unless?.(now) ?? "") : t("Only while a training goes on.");
       button.disabled = !trains || not !== "" || asked.has(`${now.run} ${action.path}`);
       button.title = not || action.title;
     }

@@ -84,11 +84,6 @@ export function formatBytes(bytes) {
   return `${size < 9.95 && unit > 0 ? Math.round(size * 10) / 10 : Math.round(size)} ${units[unit]}`;
 }
 
-/** "1 picture", "2 pictures". */
-export function plural(count, noun) {
-  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
-}
-
 /** The value of one of the front end's CSS variables where an element stands. */
 export function themed(target, variable, fallback) {
   return getComputedStyle(target).getPropertyValue(variable).trim() || fallback;

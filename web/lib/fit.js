@@ -2,6 +2,7 @@
 
 import { architectureTitle, shortText } from "./adapter_facts.js";
 import { allNodes, modelFile, sourceOf, widgetValue } from "./graph_sources.js";
+import { t } from "./language.js";
 
 /** The root graph of the workflow that is open. */
 export function rootOf({ app }) {
@@ -56,7 +57,7 @@ export function misfit(node, host) {
   const base = adapter && model ? (host.files.get(model.folder, model.file)?.architecture ?? "") : "";
   if (!adapter || !base || adapter === base) return "";
   const [its, models] = [adapter, base].map(architectureTitle);
-  return `This adapter is for ${its}, the model is ${models}: it cannot be used.`;
+  return t("This adapter is for {its}, the model is {models}: it cannot be used.", { its, models });
 }
 
 const origins = new WeakMap(); // the card of a run -> the node and file that it was of

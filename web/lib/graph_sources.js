@@ -44,11 +44,29 @@ export function sourceOf(node, name, root) {
   return null;
 }
 
-/** The value of a node's widget, null where it has none of that name or a link gives it. */
+/** Whether a link gives the value of a node's widget. */
+export function isLinked(node, name) {
+  const link = (node.inputs ?? []).find((each) => each.widget?.name === name)?.link;
+  return link !== null && link !== undefined;
+}
+
+/**
+ * The value of a node's widget, or that of the widget of the subgraph around it or of the Primitive node that is linked
+ * to it; null where there is none of that name or another node computes it.
+ */
 export function widgetValue(node, name) {
-  const input = (node.inputs ?? []).find((each) => each.widget?.name === name);
-  if (input && input.link !== null && input.link !== undefined) return null;
-  return (node.widgets ?? []).find((widget) => widget.name === name)?.value ?? null;
+  for (let hop = 0; node && hop < HOPS; hop += 1) {
+    if (!isLinked(node, name)) return (node.widgets ?? []).find((widget) => widget.name === name)?.value ?? null;
+    const link = linkOf(node.graph, node.inputs.find((each) => each.widget?.name === name).link);
+    if (Number(link?.origin_id) !== SUBGRAPH_INPUT) {
+      const origin = node.graph?.getNodeById(link?.origin_id);
+      return origin?.type === "PrimitiveNode" ? (origin.widgets?.[0]?.value ?? null) : null;
+    }
+    node = hostOf(node.graph, node.graph.rootGraph);
+    const input = node?.inputs?.[link.origin_slot];
+    name = input?.widget?.name ?? input?.name;
+  }
+  return null;
 }
 
 /** The file that the model at the input `name` was loaded from, as the host names it: {folder, file}, or null. */

@@ -1,7 +1,8 @@
 /** The top of the panel: state, progress, time and memory; the end in words. */
 
 import { element, setText } from "./dom.js";
-import { endKind, endText, figuresText, stateText } from "./words.js";
+import { t } from "./language.js";
+import { endKind, endText, figuresText, noteText, stateText } from "./words.js";
 
 /** The lines above the tabs; the end is said aloud, once. Gives {root, draw(run)}. */
 export function createHead() {
@@ -9,7 +10,7 @@ export function createHead() {
   const end = element("div", { class: "tl-end", role: "status", "aria-live": "polite" });
   const bar = element(
     "div",
-    { class: "tl-progress", role: "progressbar", "aria-label": "Steps", "aria-valuemin": 0 },
+    { class: "tl-progress", role: "progressbar", "aria-label": t("Steps"), "aria-valuemin": 0 },
     element("i"),
   );
   const figures = element("div", { class: "tl-figures" });
@@ -27,7 +28,7 @@ export function createHead() {
     bar.firstChild.style.width = `${run.steps ? (100 * run.step) / run.steps : 0}%`;
     setText(figures, figuresText(run));
     figures.hidden = ended && run.problem !== "";
-    setText(note, run.state === "preparing" ? "" : ended ? moreOf(run) : run.text);
+    setText(note, run.state === "preparing" ? "" : ended ? moreOf(run) : noteText(run));
     note.title = note.textContent;
     note.hidden = note.textContent === "";
   }

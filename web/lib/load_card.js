@@ -2,9 +2,10 @@
 
 import { architectureTitle, factsOfCard, rankText } from "./adapter_facts.js";
 import { cardElement, cover, line, warning, wordList } from "./card_views.js";
-import { element, formatNumber, plural } from "./dom.js";
+import { element, formatNumber } from "./dom.js";
 import { appliedBy, misfit, sameFile } from "./fit.js";
 import { widgetValue } from "./graph_sources.js";
+import { t } from "./language.js";
 
 const HEIGHT = 114;
 
@@ -12,7 +13,7 @@ export function loadCard(node, host) {
   const [picture, base, rank, words, problem] = [cover(), line(), line(true), wordList(), warning()];
   const side = element("div", { class: "side" }, base.root, rank.root, words.root);
   const top = element("div", { class: "top" }, picture.root, side);
-  const root = cardElement("About the adapter", HEIGHT, top, problem.root);
+  const root = cardElement(t("About the adapter"), HEIGHT, top, problem.root);
   const now = () => {
     const file = widgetValue(node, "lora_name");
     const said = host.files.get("loras", file);
@@ -25,7 +26,7 @@ export function loadCard(node, host) {
     picture.set(facts?.cover ?? "");
     base.set(baseLine(facts, file, said), facts?.base);
     rank.set(...rankLine(facts));
-    words.set(facts?.words ?? [], facts ? "No trigger words named" : "");
+    words.set(facts?.words ?? [], facts ? t("No trigger words named") : "");
     problem.set(why);
   };
   const key = () => {
@@ -51,17 +52,18 @@ function baseLine(facts, file, said) {
   if (facts) {
     const title = architectureTitle(facts.architecture);
     const told = facts.base && title && facts.base !== title ? `${facts.base} (${title})` : facts.base || title;
-    return told ? `Base: ${told}` : "Base: not said";
+    return told ? t("Base: {told}", { told }) : t("Base: not said");
   }
   if (said === undefined) return "…";
-  if (file === null) return "The file comes over a link.";
-  return file.endsWith(".safetensors") ? "This file tells nothing before it has run." : "No file chosen.";
+  if (file === null) return t("The file comes over a link.");
+  return file.endsWith(".safetensors") ? t("This file tells nothing before it has run.") : t("No file chosen.");
 }
 
 /** [line, its longer form for the tooltip]. */
 function rankLine(facts) {
   if (!facts?.rank) return ["", ""];
-  const effective = facts.effective === null ? "" : `, effective ${formatNumber(facts.effective)}`;
-  const text = `Rank ${rankText(facts.rank)}${effective}`;
-  return [text, facts.layers ? `${text} (mean of ${plural(facts.layers, "layer")})` : text];
+  const [rank, effective] = [rankText(facts.rank), formatNumber(facts.effective)];
+  const text =
+    facts.effective === null ? t("Rank {rank}", { rank }) : t("Rank {rank}, effective {effective}", { rank, effective });
+  return [text, facts.layers ? `${text} (${t("layers: {count}", { count: facts.layers })})` : text];
 }

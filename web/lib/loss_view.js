@@ -1,44 +1,45 @@
 /** The tab "Loss": raw and smoothed loss, validation, drift on a scale of its own, the learning rate. */
 
 import { formatNumber } from "./dom.js";
+import { t } from "./language.js";
 import { createPlot } from "./plot.js";
 import { joined, nearest, reachOf, roomy, smoothed, spread } from "./series.js";
 import { latest, lossLabel } from "./words.js";
 
-const LEGEND = [
-  { key: "loss", name: "loss", colour: "loss", width: 2.5, title: "Training loss, smoothed; faint: each step" },
+const legend = () => [
+  { key: "loss", name: t("loss"), colour: "loss", width: 2.5, title: t("Training loss, smoothed; faint: each step") },
   {
     key: "validation",
-    name: "validation",
+    name: t("validation"),
     colour: "validation",
     dash: [5, 3],
     mark: "circle",
     on: true,
-    title: "Loss on the pictures that are held back. Click to show or hide.",
+    title: t("Loss on the pictures that are held back. Click to show or hide."),
   },
   {
     key: "drift",
-    name: "drift",
+    name: t("drift"),
     colour: "drift",
     dash: [2, 2],
     mark: "diamond",
     on: true,
-    title: "How much predictions on base prompts have changed; scale on the right. Click to show or hide.",
+    title: t("How much predictions on base prompts have changed; scale on the right. Click to show or hide."),
   },
   {
     key: "rate",
-    name: "learning rate",
+    name: t("learning rate"),
     colour: "rate",
     dash: [1, 2],
     on: false,
-    title: "Learning rate, from 0 to its highest. Click to show or hide.",
+    title: t("Learning rate, from 0 to its highest. Click to show or hide."),
   },
 ];
 
 /** The view of `run()`; `again()` asks for another drawing. */
 export function createLossView(run, again) {
   const frameOf = (cursor, on) => (run()?.points.length ? frame(run(), cursor, on) : null);
-  return createPlot(LEGEND, frameOf, "The curve begins with the first step.", again);
+  return createPlot(legend(), frameOf, t("The curve begins with the first step."), again);
 }
 
 function frame(run, cursor, on) {
@@ -56,10 +57,10 @@ function frame(run, cursor, on) {
   const first = Math.min(points[0][0], run.measures[0]?.[0] ?? Infinity);
   return {
     x: [first, Math.max(points.at(-1)[0], run.measures.at(-1)?.[0] ?? 0, first + 1)],
-    left: { range: roomy(low ?? [0, 1]), name: "loss" },
+    left: { range: roomy(low ?? [0, 1]), name: t("loss") },
     right:
       drift.length && on.drift
-        ? { range: roomy([0, spread(drift.map((e) => e[1]))[1]]), name: "drift", colour: "drift" }
+        ? { range: roomy([0, spread(drift.map((e) => e[1]))[1]]), name: t("drift"), colour: "drift" }
         : null,
     curves: curvesOf(points, curve, validation, drift, on),
     drops: points.filter((point) => point[1] === null).map((point) => point[0]),
@@ -98,7 +99,7 @@ function valuesAt(run, curve, validation, drift, step) {
   const point = points[nearest(points, Math.min(step, points.at(-1)[0]))];
   const smooth = latest(curve, 1, step) ?? curve[0];
   return {
-    loss: smooth ? formatNumber(smooth[1]) + (step < Infinity ? ` (raw ${formatNumber(point[1])})` : "") : "–",
+    loss: smooth ? formatNumber(smooth[1]) + (step < Infinity ? ` (${t("raw {loss}", { loss: formatNumber(point[1]) })})` : "") : "–",
     validation: textOf(validation, step),
     drift: textOf(drift, step),
     rate: isNumber(point[2]) ? formatNumber(point[2]) : null,
@@ -113,6 +114,9 @@ function textOf(entries, step) {
 function cursorLabel(run, curve, cursor) {
   const point = run.points[nearest(run.points, cursor)];
   const smooth = curve.length ? curve[nearest(curve, cursor)][1] : null;
-  const raw = point[1] === null ? "left out, its loss was no number" : `loss ${formatNumber(point[1])}`;
-  return `Step ${point[0]}: ${raw}, smoothed ${formatNumber(smooth)}, learning rate ${formatNumber(point[2])}`;
+  const [step, loss, rate] = [point[0], formatNumber(point[1]), formatNumber(point[2])];
+  const told = { step, loss, smooth: formatNumber(smooth), rate };
+  return point[1] === null
+    ? t("Step {step}: left out, its loss was no number, smoothed {smooth}, learning rate {rate}", told)
+    : t("Step {step}: loss {loss}, smoothed {smooth}, learning rate {rate}", told);
 }

@@ -4,6 +4,7 @@ import { list, number, shortText } from "./adapter_facts.js";
 import { drawBars, drawNames } from "./bars.js";
 import { cardElement, line, warning } from "./card_views.js";
 import { element } from "./dom.js";
+import { t } from "./language.js";
 
 const HEIGHT = 152;
 const TOPS = [0.25, 0.5]; // of the chart of interference, which is seldom near 1
@@ -15,12 +16,12 @@ export function mergeCard(node, host) {
   const names = element("div", { class: "trilora-names", "aria-hidden": "true" });
   const problem = warning();
   const parts = [met.root, meets, held.root, keeps, names, problem.root];
-  const root = cardElement("Interference of the two adapters", HEIGHT, ...parts);
+  const root = cardElement(t("Interference of the two adapters"), HEIGHT, ...parts);
   const draw = () => {
     const report = host.results.of(node)?.merge ?? null;
     const blocks = list(report?.blocks).filter((block) => typeof block === "object" && block !== null);
-    drawRow(meets, met, blocks, "interference", "Interference by block", true);
-    drawRow(keeps, held, blocks, "energy_kept", "Energy kept by block", false);
+    drawRow(meets, met, blocks, "interference", t("Interference by block"), true);
+    drawRow(keeps, held, blocks, "energy_kept", t("Energy kept by block"), false);
     drawNames(names, blocks.map((block) => shortText(block.name).replace(/[\d ]+$/, "")));
     problem.set(list(report?.warnings).map(shortText).join("\n"));
   };
@@ -33,7 +34,7 @@ function drawRow(bars, told, blocks, field, title, largest) {
   const values = blocks.map((block) => number(block[field]));
   const known = values.filter((value) => value !== null);
   if (!known.length) {
-    const empty = blocks.length ? "no layer in both" : "after a run";
+    const empty = blocks.length ? t("no layer in both") : t("after a run");
     drawBars(bars, Array.from({ length: 16 }, () => ({ share: 0, part: 0 })));
     told.set(`${title}: ${empty}`);
     bars.setAttribute("aria-label", `${title}: ${empty}`);
@@ -42,10 +43,12 @@ function drawRow(bars, told, blocks, field, title, largest) {
   const extreme = largest ? Math.max(...known) : Math.min(...known);
   const top = largest ? (TOPS.find((each) => extreme <= each) ?? 1) : 1;
   const where = shortText(blocks[values.indexOf(extreme)].name);
-  const text = known.length > 1 ? `${largest ? "most" : "least"} ${percent(extreme)} in ${where}` : percent(extreme);
-  told.set(`${title}: ${text}`, `${title}: ${text}. The chart's top is ${percent(top)}.`);
+  const at = { share: percent(extreme), where };
+  const named = largest ? t("most {share} in {where}", at) : t("least {share} in {where}", at);
+  const text = known.length > 1 ? named : at.share;
+  told.set(`${title}: ${text}`, `${title}: ${text}. ${t("The chart's top is {top}.", { top: percent(top) })}`);
   bars.setAttribute("aria-label", `${title}: ${text}`);
-  const share = (index) => (values[index] === null ? "in one adapter only" : percent(values[index]));
+  const share = (index) => (values[index] === null ? t("in one adapter only") : percent(values[index]));
   const bar = (value, index) => ({
     share: value === null ? null : value / top,
     title: `${shortText(blocks[index].name)}: ${share(index)}`,

@@ -1,6 +1,7 @@
 /** Previews at full size over the whole page: one step, or two side by side. */
 
 import { element, fill, formatCount } from "./dom.js";
+import { t } from "./language.js";
 
 /**
  * Show one of `previews` ({step, pictures}) and, unless null, another beside it: `a` and `b` are the numbers of their
@@ -11,11 +12,11 @@ export function openOverlay({ previews, a, b, index, addressOf, back }) {
   const placeOf = (number) => previews.findIndex((entry) => entry.pictures[0] === number);
   const at = { a: placeOf(a), b: b === null ? -1 : placeOf(b), index };
   const sides = element("div", { class: "tl-sides" });
-  const chooseA = stepChoice(previews, "Step", (value) => move({ a: value }));
-  const chooseB = stepChoice(previews, "Compare with", (value) => move({ b: value }), "– nothing –");
-  const close = element("button", { type: "button", class: "tl-button", text: "Close", title: "Close (Escape)" });
+  const chooseA = stepChoice(previews, t("Step"), (value) => move({ a: value }));
+  const chooseB = stepChoice(previews, t("Compare with"), (value) => move({ b: value }), t("– nothing –"));
+  const close = element("button", { type: "button", class: "tl-button", text: t("Close"), title: t("Close (Escape)") });
   const bar = element("div", { class: "tl-bar" }, chooseA.root, chooseB.root, close);
-  const said = { role: "dialog", "aria-modal": "true", "aria-label": "Previews" };
+  const said = { role: "dialog", "aria-modal": "true", "aria-label": t("Previews") };
   const root = element("div", { class: "tl-overlay tl-colours", ...said }, bar, sides);
 
   function move(change) {
@@ -63,20 +64,27 @@ export function openOverlay({ previews, a, b, index, addressOf, back }) {
   close.focus();
 }
 
+const stepName = (entry) => t("step {step}", { step: formatCount(entry.step) });
+
+/** "step 100", or "step 100, picture 2 of 3". */
+export function pictureName(entry, place) {
+  const count = entry.pictures.length;
+  return stepName(entry) + (count > 1 ? `, ${t("picture {place} of {count}", { place: place + 1, count })}` : "");
+}
+
 const bounded = (value, count) => Math.min(count - 1, Math.max(0, value));
 
 /** One picture of a step, with its caption. */
 function side(entry, index, letter, addressOf) {
   const place = bounded(index, entry.pictures.length);
-  const which = entry.pictures.length > 1 ? `, picture ${place + 1} of ${entry.pictures.length}` : "";
-  const name = `${letter}step ${formatCount(entry.step)}${which}`;
-  const image = element("img", { src: addressOf(entry.pictures[place]), alt: `Preview at ${name}` });
-  return element("figure", {}, image, element("figcaption", { text: name }));
+  const name = pictureName(entry, place);
+  const image = element("img", { src: addressOf(entry.pictures[place]), alt: t("Preview at {name}", { name }) });
+  return element("figure", {}, image, element("figcaption", { text: `${letter}${name}` }));
 }
 
 /** A labelled choice of a step; -1 is `none`, where that may be chosen. */
 function stepChoice(previews, name, chosen, none = null) {
-  const named = (entry, index) => element("option", { value: index, text: `step ${formatCount(entry.step)}` });
+  const named = (entry, index) => element("option", { value: index, text: stepName(entry) });
   const options = previews.map(named);
   if (none) options.unshift(element("option", { value: -1, text: none }));
   const select = element("select", {}, ...options);

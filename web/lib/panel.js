@@ -4,6 +4,7 @@ import { createControls } from "./controls.js";
 import { densityOf } from "./chart.js";
 import { addStyle, element } from "./dom.js";
 import { createHead } from "./head.js";
+import { t } from "./language.js";
 import { createLossView } from "./loss_view.js";
 import { PANEL_CSS } from "./panel_css.js";
 import { createPreviewsView } from "./previews_view.js";
@@ -33,18 +34,19 @@ export function createPanel({ post, addressOf, resized }) {
   const controls = createControls(now, post);
   const head = createHead();
   const tabs = createTabs(
-    "What to watch",
+    t("What to watch"),
     [
-      { key: "loss", name: "Loss", view: views.loss },
-      { key: "previews", name: "Previews", view: views.previews },
-      { key: "spectrum", name: "Spectrum", view: views.spectrum },
+      { key: "loss", name: t("Loss"), view: views.loss },
+      { key: "previews", name: t("Previews"), view: views.previews },
+      { key: "spectrum", name: t("Spectrum"), view: views.spectrum },
     ],
     again,
   );
-  const idle = element("div", { class: "tl-idle", text: "No run yet: queue the graph." });
+  const idle = element("div", { class: "tl-idle", text: t("No run yet: queue the graph.") });
   const body = element("div", { class: "tl-body" }, head.root, ...tabs.roots, controls.root);
-  const root = element("div", { class: "tl-panel tl-colours", role: "region", "aria-label": "Training" }, idle, body);
-  const stops = [watchTheme(root, again), watchSize(root, again)];
+  const root = element("div", { class: "tl-panel tl-colours", role: "region", "aria-label": t("Training") }, idle, body);
+  const theme = watchTheme(root, again);
+  const stops = [theme.stop, watchSize(root, again)];
   for (const kind of ["pointerdown", "mousedown", "dblclick"]) {
     root.addEventListener(kind, (event) => event.button !== 1 && event.stopPropagation()); // not a drag of the graph
   }
@@ -57,6 +59,7 @@ export function createPanel({ post, addressOf, resized }) {
   function draw() {
     waiting = 0;
     if (!isSeen(root)) return;
+    theme.look();
     idle.hidden = run !== null;
     body.hidden = run === null;
     if (run === null) return;

@@ -2,6 +2,7 @@
 
 import { drawChart } from "./chart.js";
 import { element, fill, formatCount, setText, svg } from "./dom.js";
+import { t } from "./language.js";
 import { nearest } from "./series.js";
 
 /**
@@ -40,7 +41,7 @@ export function createPlot(legend, frameOf, empty, again) {
     const frame = frameOf(cursor, on);
     nothing.hidden = frame !== null;
     canvas.hidden = frame === null;
-    setText(step, frame && cursor !== null ? `step ${formatCount(cursor)}` : "");
+    setText(step, frame && cursor !== null ? t("step {step}", { step: formatCount(cursor) }) : "");
     items.forEach((item, index) => item.show(frame?.values[legend[index].key]));
     if (frame === null) return;
     canvas.setAttribute("aria-label", frame.label);

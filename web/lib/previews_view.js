@@ -1,12 +1,13 @@
 /** The tab "Previews": a strip of pictures by step; one enlarges, two compare. */
 
 import { element, fill, formatCount } from "./dom.js";
-import { openOverlay } from "./overlay.js";
+import { t } from "./language.js";
+import { openOverlay, pictureName } from "./overlay.js";
 
 /** The strip of `run()`. `addressOf(run, number)` is a picture's address. Gives {root, draw(), count()}. */
 export function createPreviewsView(run, addressOf) {
-  const strip = element("div", { class: "tl-strip", role: "group", "aria-label": "Previews by step" });
-  const hint = element("div", { class: "tl-hint", text: "Click to enlarge. Shift-click two to compare them." });
+  const strip = element("div", { class: "tl-strip", role: "group", "aria-label": t("Previews by step") });
+  const hint = element("div", { class: "tl-hint", text: t("Click to enlarge. Shift-click two to compare them.") });
   const empty = element("div", { class: "tl-empty" });
   const choose = createChoice(run, addressOf);
   let shown = { run: null, count: 0 };
@@ -17,8 +18,8 @@ export function createPreviewsView(run, addressOf) {
     empty.hidden = previews.length > 0;
     strip.hidden = hint.hidden = previews.length === 0;
     empty.textContent = now?.can_preview
-      ? "No preview yet. Preview now draws one after the next step."
-      : "No previews: set preview_every and preview_prompts in TriLoRA Monitor Options.";
+      ? t("No preview yet. Preview now draws one after the next step.")
+      : t("No previews: set preview_every and preview_prompts in TriLoRA Monitor Options.");
     const count = countOf(previews);
     if (shown.run === now?.run && shown.count === count) return;
     const atEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 8;
@@ -40,14 +41,13 @@ export function createPreviewsView(run, addressOf) {
 /** Everything of one step: its pictures, one below the other, and the step. */
 function column(run, entry, addressOf, choose) {
   const thumbs = entry.pictures.map((number, index) => {
-    const of = entry.pictures.length > 1 ? `, picture ${index + 1} of ${entry.pictures.length}` : "";
-    const what = `step ${formatCount(entry.step)}${of}`;
-    const source = { src: addressOf(run, number), alt: `Preview at ${what}` };
+    const name = pictureName(entry, index);
+    const source = { src: addressOf(run, number), alt: t("Preview at {name}", { name }) };
     const image = element("img", { ...source, loading: "lazy", draggable: "false" });
     image.addEventListener("error", () =>
-      image.replaceWith(element("span", { class: "tl-gone", text: "no longer there" })),
+      image.replaceWith(element("span", { class: "tl-gone", text: t("no longer there") })),
     );
-    const title = `Enlarge ${what}. With Shift: compare with another.`;
+    const title = t("Enlarge {name}. With Shift: compare with another.", { name });
     const thumb = element("button", { type: "button", class: "tl-thumb", title }, image);
     thumb.addEventListener("click", (event) => choose({ entry, index, thumb }, event.shiftKey));
     return thumb;

@@ -1,33 +1,34 @@
 /** The tab "Spectrum": the mean singular values of the layers over the steps, and the effective rank. */
 
 import { formatCount, formatNumber } from "./dom.js";
+import { t } from "./language.js";
 import { createPlot } from "./plot.js";
 import { nearest, roomy, spread } from "./series.js";
 
-const LEGEND = [
+const legend = () => [
   {
     key: "values",
-    name: "singular values",
+    name: t("singular values"),
     colour: "loss",
     width: 2,
-    title: "Mean over the layers, each as a share of its layer's; largest first, from strong to faint",
+    title: t("Mean over the layers, each as a share of its layer's; largest first, from strong to faint"),
   },
   {
     key: "rank",
-    name: "effective rank",
+    name: t("effective rank"),
     colour: "validation",
     dash: [5, 3],
     mark: "square",
     on: true,
-    title: "How many directions the adapter really uses; scale on the right. Click to show or hide.",
+    title: t("How many directions the adapter really uses; scale on the right. Click to show or hide."),
   },
-  { key: "norm", name: "norm", colour: "dim", title: "Size of the whole change" },
+  { key: "norm", name: t("norm"), colour: "dim", title: t("Size of the whole change") },
 ];
 
 /** The view of `run()`; `again()` asks for another drawing. */
 export function createSpectrumView(run, again) {
   const frameOf = (cursor, on) => (run()?.spectra.length ? frame(run().spectra, cursor, on) : null);
-  return createPlot(LEGEND, frameOf, "The first look at the singular values is still to come.", again);
+  return createPlot(legend(), frameOf, t("The first look at the singular values is still to come."), again);
 }
 
 function frame(spectra, cursor, on) {
@@ -36,9 +37,9 @@ function frame(spectra, cursor, on) {
   const ranks = spectra.map((look) => [look.step, look.effective_rank]);
   return {
     x: [spectra[0].step, Math.max(spectra.at(-1).step, spectra[0].step + 1)],
-    left: { range: roomy([0, spread(spectra.flatMap((look) => look.values))?.[1] ?? 1]), name: "relative size" },
+    left: { range: roomy([0, spread(spectra.flatMap((look) => look.values))?.[1] ?? 1]), name: t("relative size") },
     right: on.rank
-      ? { range: roomy([0, spread(ranks.map((e) => e[1]))?.[1] ?? 1]), name: "eff. rank", colour: "validation" }
+      ? { range: roomy([0, spread(ranks.map((e) => e[1]))?.[1] ?? 1]), name: t("eff. rank"), colour: "validation" }
       : null,
     curves: [...lines(spectra), ...(on.rank ? [rankCurve(ranks)] : [])],
     dots: [],
@@ -70,12 +71,13 @@ function topOf(look) {
 }
 
 function labelOf(look) {
-  return (
-    `Singular values at step ${formatCount(look.step)}, largest first: ` +
-    `${look.values
+  return t("Singular values at step {step}, largest first: {values}; effective rank {rank}, norm {norm}", {
+    step: formatCount(look.step),
+    values: look.values
       .slice(0, 8)
       .map((value) => formatNumber(value, 2))
-      .join(", ")}; ` +
-    `effective rank ${formatNumber(look.effective_rank)}, norm ${formatNumber(look.norm)}`
-  );
+      .join(", "),
+    rank: formatNumber(look.effective_rank),
+    norm: formatNumber(look.norm),
+  });
 }

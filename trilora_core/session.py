@@ -19,6 +19,7 @@ from .atomic import check_writable
 from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
 from .data.dataset import Dataset
 from .errors import InputError
+from .jsontext import read_json
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
 from .memory import OUT_OF_MEMORY, make_room
 from .metadata import training_metadata
@@ -87,16 +88,22 @@ def adapter_hash(adapter: Adapter) -> str:
 
 
 def find_finished(output: Path, fingerprint: str) -> Outcome | None:
-    """The outcome of a finished run with this fingerprint that already lies at `output`, or None."""
+    """The outcome of a finished run with this fingerprint that already lies at `output`, or None.
+
+    A file that cannot be read is no finished run, whatever its name: a neighbour's must not keep a run from starting.
+    """
     if not output.is_file():
         return None
-    metadata = read_metadata(output)
-    if metadata.get("trilora.fingerprint") != fingerprint or metadata.get("trilora.finished") != "true":
+    try:
+        metadata = read_metadata(output)
+        if metadata.get("trilora.fingerprint") != fingerprint or metadata.get("trilora.finished") != "true":
+            return None
+        steps = int(metadata["ss_steps"])
+        losses = [float(value) for value in metadata.get("trilora.losses", "").split()]
+        history = History.load(read_json(metadata.get("trilora.history", "{}")))
+    except (AttributeError, KeyError, TypeError, ValueError):  # InputError is a ValueError
         return None
-    steps = int(metadata["ss_steps"])
-    losses = [float(value) for value in metadata.get("trilora.losses", "").split()]
-    told = json.loads(metadata.get("trilora.history", "{}"))
-    return _outcome(output, output, History.load(told), losses, steps, metadata.get("trilora.ended", "steps"))
+    return _outcome(output, output, history, losses, steps, metadata.get("trilora.ended", "steps"))
 
 
 def train_to_file(

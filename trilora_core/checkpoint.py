@@ -109,6 +109,8 @@ def _check(held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Ma
             continue
         if name not in tensors or tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
             raise ValueError(f"{name} is missing or of another shape")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
     losses, bad = values["losses"], values["bad"]
     if not isinstance(losses, list) or not all(loss is None or isinstance(loss, float) for loss in losses):
         raise ValueError("losses are no numbers")

@@ -164,7 +164,7 @@ def _belongs(line: str, step: int) -> bool:
         value = read_json(line)
     except ValueError:  # cut off where the process was killed
         return False
-    return isinstance(value, dict) and isinstance(value.get("step"), int) and value["step"] <= step
+    return isinstance(value, dict) and isinstance(value.get("step"), int) and 0 <= value["step"] <= step
 
 
 def _summary_writer(folder: Path, step: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .atomic import check_writable
+from .atomic import check_name, check_writable
 from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
 from .data.dataset import Dataset
 from .errors import InputError
@@ -129,6 +129,7 @@ def train_to_file(
     log of the run, and whatever else `run.config.monitor` asks for. Raises InputError when the file cannot be written
     or something is missing that the options need, before anything is trained.
     """
+    check_name(output)
     check_writable(output.parent)
     _check_watch(run, held_out, previewer)
     remove_leftovers(output)

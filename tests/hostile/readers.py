@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from PIL import Image, ImageCms
 from safetensors.torch import save_file
 
 from tests.adapters import make_layer
@@ -25,8 +27,9 @@ from trilora_core.cli.options import Given, read_given
 from trilora_core.cli.parser import Arguments
 from trilora_core.cli.run_report import run_report, run_table
 from trilora_core.config import DataConfig, TrainConfig, from_dict, from_json, to_json
-from trilora_core.cover import with_cover
+from trilora_core.cover import to_picture, with_cover
 from trilora_core.data.imagefolder import read_metadata as read_captions
+from trilora_core.data.pictures import ENDINGS, inspect_picture, open_alpha, open_mask, open_picture
 from trilora_core.errors import InputError
 from trilora_core.fileformat import Adapter, read_adapter, stored_dtype, write_adapter
 from trilora_core.grid import parse_prompts, parse_strengths
@@ -84,8 +87,6 @@ def adapters(folder: Path) -> tuple[bytes, ...]:
         "modelspec.merged_from": "a, b",
     }
     picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    from trilora_core.cover import to_picture
-
     made = [folder / f"{name}.safetensors" for name in ("ours", "kohya", "peft")]
     write_adapter(made[0], with_cover(Adapter(layers, told), to_picture(picture)), dtype=torch.float16)
     generator = torch.Generator().manual_seed(1)
@@ -277,6 +278,44 @@ def read_as_texts(path: Path) -> None:
         raise max(refused, key=lambda error: len(str(error)))
 
 
+def pictures(folder: Path) -> tuple[bytes, ...]:
+    """One of each format, with what comes along: orientation, colour profile, palette, frames, 16 bits, alpha."""
+    noise = numpy.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=numpy.uint8)
+    colour, four = Image.fromarray(noise[..., :3]), Image.fromarray(noise)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    palette = colour.quantize(16)
+    palette.info["transparency"] = 3
+    deep = Image.fromarray(noise[..., 0].astype(numpy.uint16) * 257)
+    found: list[bytes] = []
+    made: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (four, "PNG", {"exif": exif, "icc_profile": profile}),
+        (palette, "PNG", {}),
+        (deep, "PNG", {}),
+        (colour, "JPEG", {"exif": exif, "icc_profile": profile}),
+        (colour.convert("CMYK"), "JPEG", {}),
+        (four, "WEBP", {"save_all": True, "append_images": [four.rotate(90)], "exif": exif}),
+        (palette, "GIF", {"save_all": True, "append_images": [palette.rotate(90)]}),
+        (four, "TIFF", {"compression": "tiff_lzw", "exif": exif}),
+        (deep, "TIFF", {}),
+        (colour, "BMP", {}),
+        *([(four, "AVIF", {})] if ".avif" in ENDINGS else []),
+    ]
+    for image, kind, options in made:
+        image.save(folder / f"{len(found)}", kind, **options)
+        found.append((folder / f"{len(found)}").read_bytes())
+    return tuple(found)
+
+
+def read_as_picture(path: Path) -> None:
+    data = path.read_bytes()
+    inspect_picture(data, path.name)
+    open_picture(data, path.name)
+    open_alpha(data, path.name)
+    open_mask(data, path.name)
+
+
 def readers(folder: Path) -> tuple[Reader, ...]:
     """Every reader; `folder` is for the good files that they begin with."""
     texts = ("IN04-08:0.5, MID:1, OUT:0, TE:0.7", "0, 0.5, 1", "4@0, 16@0.5, all@0.9", "1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0")
@@ -287,5 +326,6 @@ def readers(folder: Path) -> tuple[Reader, ...]:
         Reader("log", ".log.jsonl", logs(folder), hostile_lines, read_as_log),
         Reader("config", ".toml", (TOML.encode(),), hostile_toml, read_as_toml),
         Reader("captions", ".jsonl", captions(folder), hostile_lines, read_as_captions),
+        Reader("picture", ".png", pictures(folder), hostile_bytes, read_as_picture),
         Reader("text", ".txt", tuple(text.encode() for text in (*texts, to_json(TrainConfig()))), hostile_text, read_as_texts),
     )

@@ -80,7 +80,7 @@ def read_adapter(path: Path | str) -> Adapter:
     settings = _peft_settings(path, metadata)
     factors, kernels = {}, {}
     for raw, part in parts.items():
-        factors[stems[raw]], kernels[stems[raw]] = _matrices(path, raw, part, _peft_scale(settings, raw, part))
+        factors[stems[raw]], kernels[stems[raw]] = _matrices(path, raw, part, _peft_scale(path, settings, raw, part))
     try:
         svds = canonical_layers(factors)
     except ValueError as error:
@@ -263,7 +263,7 @@ def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _peft_scale(settings: Mapping[str, Any], stem: str, part: Mapping[str, Tensor]) -> float:
+def _peft_scale(path: Path, settings: Mapping[str, Any], stem: str, part: Mapping[str, Tensor]) -> float:
     """alpha / r (rsLoRA: alpha / sqrt(r)) of a layer whose alpha lies in the metadata; 1 where nothing is said."""
     component, _, module = stem.partition(".")
     alpha = settings.get(f"{component}.lora_alpha")
@@ -273,7 +273,7 @@ def _peft_scale(settings: Mapping[str, Any], stem: str, part: Mapping[str, Tenso
     if not isinstance(alpha, (int, float)) or "alpha" in part:
         return 1.0
     if not abs(alpha) < _LARGEST:
-        raise InputError(f"{path}: lora_alpha of {stem} is {alpha:.3g}; wanted a finite number")
+        raise InputError(f"{path}: lora_alpha of {stem} is {str(alpha)[:40]}; wanted a finite number")
     rank = part["down"].shape[0]
     return float(alpha) / (rank**0.5 if settings.get(f"{component}.use_rslora") else max(rank, 1))
 

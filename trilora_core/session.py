@@ -19,8 +19,8 @@ from .atomic import check_name, check_writable
 from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
 from .data.dataset import Dataset
 from .errors import InputError
-from .jsontext import read_json
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
+from .jsontext import read_json
 from .memory import OUT_OF_MEMORY, make_room
 from .metadata import training_metadata
 from .milestones import History, Listeners, Milestones, best_path, step_path

@@ -7,8 +7,8 @@
     POST /trilora/save {"run": id}             write the adapter and the state of this step, and go on
     POST /trilora/preview {"run": id}          draw the previews of this step, and go on
 
-404 for a run that is not known, or to a POST for one that has ended; 400 for another body, 413 for a large one, which is
-not read to its end; 409 where it cannot be done.
+404 for a run that is not known, or to a POST for one that has ended; 400 for another body, 413 for a large one, which
+is not read to its end; 409 where it cannot be done.
 A handler runs in the server's thread: it copies numbers and sets a flag, which the run sees after its step.
 """
 

@@ -62,7 +62,15 @@ NAMES = (
     "unet.",
     "lora_unet_",
 )
-ENDINGS = (".lora_up.weight", ".lora_down.weight", ".alpha", ".lora_A.weight", ".lora_B.default.weight", ".dora_scale", "")
+ENDINGS = (
+    ".lora_up.weight",
+    ".lora_down.weight",
+    ".alpha",
+    ".lora_A.weight",
+    ".lora_B.default.weight",
+    ".dora_scale",
+    "",
+)
 # Written into the text as they are: JSON that Python's own writer would refuse to make.
 RAW = {
     "<deep list>": "[" * 20_000 + "]" * 20_000,
@@ -132,7 +140,9 @@ def hostile_bytes(data: bytes, draw: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(draw.choice((1, 1, 2, 8, 64))):
         where = draw.randrange(min(len(changed), 400) if draw.random() < 0.5 else len(changed))
-        changed[where] = draw.choice((0, 0x7F, 0x80, 0xFF, draw.randrange(256), changed[where] ^ 1 << draw.randrange(8)))
+        changed[where] = draw.choice(
+            (0, 0x7F, 0x80, 0xFF, draw.randrange(256), changed[where] ^ 1 << draw.randrange(8))
+        )
     return bytes(changed)
 
 
@@ -245,7 +255,15 @@ def _other_entry(data: bytes, draw: random.Random) -> bytes:
         entry["shape"] = draw.choice((shape, shape[::-1], [1] * 100 + shape, [], [2**32, 2**32], [0, 2**40]))
     elif kind == 2:
         start, end = entry["data_offsets"]
-        moved = ([end, start], [start, end + 4], [start + 1, end + 1], [0, len(body)], [2**63, 2**64], [-1, end], [0, 0])
+        moved = (
+            [end, start],
+            [start, end + 4],
+            [start + 1, end + 1],
+            [0, len(body)],
+            [2**63, 2**64],
+            [-1, end],
+            [0, 0],
+        )
         entry["data_offsets"] = draw.choice(moved)
     else:
         header[draw.choice(NAMES) + draw.choice(ENDINGS)] = entry
@@ -289,7 +307,9 @@ def _other_tensors(data: bytes, draw: random.Random) -> bytes:
             dtype = draw.choice(list(DTYPES))
             content = b""
         if draw.random() < often:
-            shape = draw.choice((shape[::-1], [*shape, 1, 1], [*shape, 3, 3], shape[:-1], [0, *shape], [*shape, 2], [1] * 70))
+            shape = draw.choice(
+                (shape[::-1], [*shape, 1, 1], [*shape, 3, 3], shape[:-1], [0, *shape], [*shape, 2], [1] * 70)
+            )
             content = b""
         bits = DTYPES.get(dtype, 8)
         for side in shape:

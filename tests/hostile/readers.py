@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from tests.adapters import make_layer
 from tests.test_calibrate import TINY, calibrated
 from tests.test_train import CONFIG, go, make_run
-from trilora_core.blocks import blocks_of
 from trilora_core.block_text import read_blocks
+from trilora_core.blocks import blocks_of
 from trilora_core.calibration import read_calibration, read_facts, write_calibration
 from trilora_core.card import adapter_card
 from trilora_core.checkpoint import goes_on, load_state, save_state
@@ -258,7 +258,7 @@ def hostile_text(data: bytes, draw: random.Random) -> bytes:
 
 def read_as_texts(path: Path) -> None:
     """The small languages of the widgets; refused is what none of them understands."""
-    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
     refused: list[InputError] = []
     known = blocks_of("sd15", [])
     languages: tuple[Callable[[], Any], ...] = (
@@ -318,7 +318,12 @@ def read_as_picture(path: Path) -> None:
 
 def readers(folder: Path) -> tuple[Reader, ...]:
     """Every reader; `folder` is for the good files that they begin with."""
-    texts = ("IN04-08:0.5, MID:1, OUT:0, TE:0.7", "0, 0.5, 1", "4@0, 16@0.5, all@0.9", "1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0")
+    texts = (
+        "IN04-08:0.5, MID:1, OUT:0, TE:0.7",
+        "0, 0.5, 1",
+        "4@0, 16@0.5, all@0.9",
+        "1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
+    )
     return (
         Reader("adapter", ".safetensors", adapters(folder), hostile_safetensors, read_as_adapter),
         Reader("state", ".state", states(folder), hostile_safetensors, state_reader()),
@@ -327,5 +332,11 @@ def readers(folder: Path) -> tuple[Reader, ...]:
         Reader("config", ".toml", (TOML.encode(),), hostile_toml, read_as_toml),
         Reader("captions", ".jsonl", captions(folder), hostile_lines, read_as_captions),
         Reader("picture", ".png", pictures(folder), hostile_bytes, read_as_picture),
-        Reader("text", ".txt", tuple(text.encode() for text in (*texts, to_json(TrainConfig()))), hostile_text, read_as_texts),
+        Reader(
+            "text",
+            ".txt",
+            tuple(text.encode() for text in (*texts, to_json(TrainConfig()))),
+            hostile_text,
+            read_as_texts,
+        ),
     )

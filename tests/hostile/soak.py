@@ -1,6 +1,6 @@
 """The long attack: thousands of hostile files through every reader, and what came of each.
 
-    python -m tests.hostile.soak --inputs 12000 --seed 0
+python -m tests.hostile.soak --inputs 12000 --seed 0
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from .readers import Reader, readers
 SHARES = {"adapter": 0.55}  # of all inputs; the others share the rest
 
 
-def attack(reader: Reader, count: int, seed: int, folder: Path, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
+def attack(
+    reader: Reader, count: int, seed: int, folder: Path, keep: Path | None = None
+) -> tuple[Counter[str], list[str]]:
     """Outcomes of `count` mutants of a reader's good files, and every fault in words; each follows from its number."""
     counts: Counter[str] = Counter()
     faults: list[str] = []

@@ -86,7 +86,11 @@ def test_what_is_not_finite_is_refused(pair, what, place):
     up, down = (part.clone() for part in pair)
     part = (up, down)[place % 2].view(-1)
     part[place % part.numel()] = float(what)
-    for call in (lambda: canonical(up, down), lambda: singular_values(up, down), lambda: canonical_layers({"a": (up, down)})):
+    for call in (
+        lambda: canonical(up, down),
+        lambda: singular_values(up, down),
+        lambda: canonical_layers({"a": (up, down)}),
+    ):
         with pytest.raises(InputError, match="NaN or infinite"):
             call()
 
@@ -132,7 +136,9 @@ def test_a_sum_is_the_sum_of_the_changes(one, two, a, b):
     wanted = a * dense(adapters[0].layers["lora_x"]) + b * dense(adapters[1].layers["lora_x"])
     merged = merge(adapters, [a, b])[0]
     found = dense(merged.layers["lora_x"]) if "lora_x" in merged.layers else torch.zeros_like(wanted)
-    scale = max(float((factor * dense(one.layers["lora_x"])).norm()) for factor, one in zip((a, b), adapters, strict=True))
+    scale = max(
+        float((factor * dense(one.layers["lora_x"])).norm()) for factor, one in zip((a, b), adapters, strict=True)
+    )
     assert float((found - wanted).norm()) <= 1e-5 * scale + 1e-40
     for side in ("in", "out", "both"):
         for weighted in (False, True):

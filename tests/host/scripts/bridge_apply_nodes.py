@@ -33,7 +33,18 @@ def run(node, **inputs):
 
 
 # What no system, or not every one, takes for a name, and what would be another place on some.
-HOSTILE = ("..\\..\\style", "C:\\style", "C:style", "con/style", "sub/NUL.x", "a\nb", "\x1b[2Jstyle", "a. ", "s" * 300, "\ud800")
+HOSTILE = (
+    "..\\..\\style",
+    "C:\\style",
+    "C:style",
+    "con/style",
+    "sub/NUL.x",
+    "a\nb",
+    "\x1b[2Jstyle",
+    "a. ",
+    "s" * 300,
+    "\ud800",
+)
 
 
 def complaint(action):

@@ -1,5 +1,6 @@
 # make demo    train a small adapter on this machine and show what it changed (about 3 minutes on two CPU cores)
 # make test    every test tier that this machine allows, in two lanes side by side
+# make soak    the long attacks: thousands of hostile files, fuzzing guided by coverage, the algebra on many more inputs
 # make lint    ruff: lint and format
 # make types   mypy, strict, on trilora_core
 # make clean   remove the virtual environment, the demo's output and caches
@@ -13,16 +14,24 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+SOAK_INPUTS ?= 12000
+SOAK_SECONDS ?= 300
+SOAK_SEED ?= 0
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test soak lint types clean
 
 demo: .venv/.standalone
 	$(BIN)/python -m trilora_core demo
 
 test: .venv/.dev
 	$(BIN)/python tests/lanes.py $(PYTEST_FLAGS)
+
+soak: .venv/.soak
+	$(BIN)/python -m tests.hostile.soak --inputs $(SOAK_INPUTS) --seed $(SOAK_SEED)
+	$(BIN)/python -m tests.hostile.guided --seconds $(SOAK_SECONDS)
+	TRILORA_EXAMPLES=300 $(BIN)/pytest --no-cov tests/hostile/test_algebra.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -32,7 +41,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf .venv demo build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .coverage
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or newer was found; install one, or give PYTHON=/its/path"; exit 2; }
@@ -47,3 +56,7 @@ $(BIN)/python:
 	@echo "Installing what the tests need into .venv (once) …"
 	$(INSTALL) -e ".[standalone,dev]"
 	@touch .venv/.standalone $@
+
+.venv/.soak: .venv/.dev
+	$(INSTALL) -e ".[standalone,dev,soak]"
+	@touch $@

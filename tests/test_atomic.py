@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from trilora_core.atomic import check_writable, write_atomic
+from trilora_core.atomic import check_name, check_writable, write_atomic
 from trilora_core.errors import InputError
 
 
@@ -19,6 +19,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     with pytest.raises(RuntimeError):
         write_atomic(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_leaves_no_room_for_its_neighbours_is_refused_before_the_work(tmp_path):
+    check_name(tmp_path / ("é" * 90 + ".safetensors"))
+    with pytest.raises(InputError, match="has 212 bytes; wanted at most 200"):
+        check_name(tmp_path / ("é" * 100 + ".safetensors"))
 
 
 def test_a_write_replaces_the_file_and_makes_the_folder(tmp_path):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from trilora_core.config import CaptionConfig
-from trilora_core.data.captions import caption_file, final_caption, has_trigger, read_caption, tags, variants
+from trilora_core.data.captions import (
+    caption_file,
+    final_caption,
+    has_trigger,
+    read_caption,
+    read_text,
+    tags,
+    variants,
+)
 from trilora_core.errors import InputError
 
 
@@ -102,6 +111,22 @@ def test_orders_stay_the_same_from_version_to_version() -> None:
 )
 def test_there_are_no_more_variants_than_orders(caption: str, keep: int, count: int) -> None:
     assert len(variants(caption, CaptionConfig(shuffle=True, keep_tags=keep, variants=100))) == count
+
+
+def test_orders_of_many_tags_are_not_counted_to_the_end() -> None:
+    caption = ", ".join(str(number) for number in range(10_000))
+    started = time.process_time()
+    assert len(variants(caption, CaptionConfig(shuffle=True, variants=3))) == 3
+    assert time.process_time() - started < 2
+    assert len(variants(", ".join(["a"] * 20_000 + ["b"]), CaptionConfig(shuffle=True, variants=3))) == 3
+
+
+def test_a_file_that_is_no_caption_by_its_size_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a " * (1 << 15), encoding="utf-8")
+    assert read_text(tmp_path / "a.txt", "a.txt") == " ".join("a" * (1 << 15))
+    (tmp_path / "a.txt").write_text("a " * 500_000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"caption a\.txt has more than 65536 bytes"):
+        read_text(tmp_path / "a.txt", "a.txt")
 
 
 def test_tags_are_the_parts_between_commas() -> None:

@@ -184,7 +184,7 @@ def test_metadata_counts_first_and_reaches_into_subfolders(tmp_path: Path) -> No
         ('{"file_name": " ", "text": "a"}', f'has an empty "file_name"; {ROW}'),
         (rows(("a.png", LONE)), 'has half a character in "text" (a lone surrogate); write it again'),
         (rows(("no.png", "")), "names no.png, which is not there; add the picture, or take the line out"),
-        (rows(("a\0.png", "")), "names a\0.png, which is not there; add the picture, or take the line out"),
+        (rows(("a\0.png", "")), "names a\\x00.png, which is not there; add the picture, or take the line out"),
         (rows(("b.png", "")), "names b.png again, as line 1 does; keep one of the two"),
         (rows(("../out.png", "")), f"names ../out.png, {OUTSIDE}"),
         (rows(("link/out.png", "")), f"names link/out.png, {OUTSIDE}"),
@@ -243,3 +243,11 @@ def test_mask_folder_errors(tmp_path: Path) -> None:
     assert problem(folder, str(masks)) == f"mask folder {masks} {none}"
     same = f"mask folder {folder} is the picture folder too; put the masks into a folder of their own"
     assert problem(folder, str(folder)) == same
+
+
+def test_a_link_to_itself_is_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": b"", "a.txt": "a"})
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    scan = scan_folder(tmp_path)
+    assert [source.name for source in scan.sources] == ["a.png"]
+    assert scan.notes == ("b.png is no file, or a link to nothing",)

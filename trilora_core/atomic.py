@@ -9,7 +9,9 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["check_writable", "write_atomic"]
+__all__ = ["check_name", "check_writable", "write_atomic"]
+
+_LONGEST = 200  # bytes of a file's name: systems allow 255, and steps, counters and endings are put behind it
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -48,6 +50,13 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         why = error.strerror or error
         raise InputError(f"cannot write to the folder {folder}: {why}; choose one that you can write to") from error
+
+
+def check_name(path: Path) -> None:
+    """Prove before hours of work that every file beside this one can have its name; raises InputError when not."""
+    length = len(os.fsencode(path.name))
+    if length > _LONGEST:
+        raise InputError(f"the name {path.name} has {length} bytes; wanted at most {_LONGEST}: choose a shorter one")
 
 
 def _flush(path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from .atomic import write_atomic
 from .config import from_dict
 from .contrast import contrast
 from .errors import InputError
+from .jsontext import read_json
 from .moments import Moments, Storage
 
 __all__ = ["SUFFIX", "Calibration", "Facts", "calibration_path", "read_calibration", "read_facts", "write_calibration"]
@@ -24,6 +27,7 @@ __all__ = ["SUFFIX", "Calibration", "Facts", "calibration_path", "read_calibrati
 SUFFIX = ".calibration.safetensors"
 _VERSION = "1"
 _SIDES = ("learned", "prior")
+_NUMBERS = (torch.float16, torch.float32)
 _WANTED = "give a file that train --calibrate or TriLoRA Calibrate wrote"
 
 
@@ -129,7 +133,7 @@ def read_calibration(path: Path) -> Calibration:
         learned, prior = (_side(tensors, side, told["sides"][side]) for side in _SIDES)
         found = Calibration(_facts(path, told), {str(k): str(v) for k, v in told["inputs"].items()}, learned, prior)
         _check_whole(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the calibration {path} is damaged ({error!r}); make it anew") from error
     return found
 
@@ -141,7 +145,7 @@ def _told(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if version != _VERSION:
         raise InputError(f"{path} has calibration version {version}, wanted {_VERSION}; make it anew")
     try:
-        told = json.loads(metadata["trilora.calibration"])
+        told = read_json(metadata["trilora.calibration"])
         return {"facts": told["facts"], "inputs": told["inputs"], "sides": told["sides"]}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the calibration {path} is damaged ({error!r}); make it anew") from error
@@ -166,12 +170,21 @@ def _check_whole(calibration: Calibration) -> None:
     for name in set(calibration.inputs.values()):
         learned, prior = calibration.learned[name], calibration.prior[name]
         for moments in (learned, prior):
-            shapes = {kind: tuple(part.shape) for kind, part in moments.tensors().items()}
-            if set(shapes) == {"packed"}:
-                right = shapes["packed"] == (moments.width * (moments.width + 1) // 2,)
-            else:
-                right = set(shapes) == {"vectors", "values"} and shapes["vectors"][1:] == shapes["values"]
-            if not right:
-                raise ValueError(f"{name} has {shapes}")
+            _check_sums(name, moments)
         if learned.width != prior.width or (prior.packed is None and learned.packed is not None):
             raise ValueError(f"{name} differs on its two sides")
+
+
+def _check_sums(name: str, moments: Moments) -> None:
+    shapes = {kind: tuple(part.shape) for kind, part in moments.tensors().items()}
+    if set(shapes) == {"packed"}:
+        right = shapes["packed"] == (moments.width * (moments.width + 1) // 2,) and moments.width > 0
+    else:
+        right = set(shapes) == {"vectors", "values"} and len(shapes["vectors"]) == 2
+        right = right and shapes["vectors"][1:] == shapes["values"] and 0 < shapes["values"][0] <= shapes["vectors"][0]
+    if not right:
+        raise ValueError(f"{name} has {shapes}")
+    if not all(part.dtype in _NUMBERS and part.isfinite().all() for part in moments.tensors().values()):
+        raise ValueError(f"{name} holds numbers that are not finite")
+    if not 0 <= moments.trace < math.inf or (moments.values is not None and float(moments.values.min()) < 0):
+        raise ValueError(f"{name} holds squares below zero or without end")

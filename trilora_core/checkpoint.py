@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .atomic import write_atomic
 from .errors import InputError
+from .jsontext import read_json
 from .runlog import log_path
 from .train import Run
 
@@ -51,14 +52,17 @@ def load_state(path: Path, run: Run) -> dict[str, Any]:
     if metadata.get("trilora.state_version") != _VERSION:
         found = metadata.get("trilora.state_version", "none")
         raise InputError(f"{path} has state version {found}, wanted {_VERSION}; train without resume to start anew")
-    values: dict[str, Any] = json.loads(metadata["trilora.state"])
-    beside: dict[str, Any] = json.loads(metadata["trilora.beside"])
-    if values["fingerprint"] != run.fingerprint(with_steps=False):
+    try:
+        values, beside = _table(metadata["trilora.state"]), _table(metadata["trilora.beside"])
+        mark = values["fingerprint"]
+    except (KeyError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if mark != run.fingerprint(with_steps=False):
         raise InputError(
             f"{path} belongs to a run with other options, pictures or another model; give those of that run, or train"
             " without resume to start anew"
         )
-    run.load_state(tensors, values)
+    _take(path, run, tensors, values)
     return beside
 
 
@@ -71,8 +75,11 @@ def goes_on(path: Path, fingerprint: str, steps: int) -> bool:
         return False
     if metadata.get("trilora.state_version") != _VERSION:
         return False
-    values = json.loads(metadata["trilora.state"])
-    return bool(values["fingerprint"] == fingerprint and values["step"] < steps)
+    try:
+        values = _table(metadata["trilora.state"])
+        return bool(values["fingerprint"] == fingerprint and _steps(values) < steps)
+    except (KeyError, ValueError):  # damaged
+        return False
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -81,6 +88,52 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"cannot resume from {path} ({error}); train without resume to start anew") from error
+
+
+def _take(path: Path, run: Run, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Continue the run, or leave it as it was."""
+    held, before = run.state()
+    held = {name: tensor.clone() for name, tensor in held.items()}
+    try:
+        _check(held, tensors, values)
+        run.load_state(tensors, values)
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        run.load_state(held, before)
+        raise _damaged(path, error) from error
+
+
+def _check(held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """ValueError for a state whose numbers are none; which tensors an optimizer has is its own affair."""
+    for name, tensor in held.items():
+        if name.startswith("optimizer."):
+            continue
+        if name not in tensors or tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is missing or of another shape")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    losses, bad = values["losses"], values["bad"]
+    if not isinstance(losses, list) or not all(loss is None or isinstance(loss, float) for loss in losses):
+        raise ValueError("losses are no numbers")
+    if len(losses) != _steps(values) or not isinstance(bad, int):
+        raise ValueError("the count of its steps does not fit")
+
+
+def _steps(values: Mapping[str, Any]) -> int:
+    step = values["step"]
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"step is {step!r:.40}")
+    return step
+
+
+def _table(text: str) -> dict[str, Any]:
+    value = read_json(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"a table was wanted, not {type(value).__name__}")
+    return value
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"the state {path} is damaged ({error!r}); train without resume to start anew")
 
 
 def remove_state(path: Path) -> None:

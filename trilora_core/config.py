@@ -56,6 +56,7 @@ PRESERVES = ("off", "light", "strong")
 
 _SMALLEST_SIDE = 16  # pixels of a preview
 _LATENT_PIXELS = 8  # of one latent, in each direction
+_LARGEST = 1 << 1000  # whole numbers above it are no floats
 
 T = TypeVar("T")
 
@@ -392,7 +393,7 @@ def from_json(kind: type[T], text: str) -> T:
     """Read a config that `to_json` wrote; unknown names and wrong types raise InputError."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{kind.__name__} is not valid JSON ({error}); give the text that to_json wrote") from error
     return from_dict(kind, values)
 
@@ -414,7 +415,7 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return tuple(value) if isinstance(value, (list, tuple)) else value  # the config says what else it wants
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST:
         return float(value)
     wrong_bool = isinstance(value, bool) and bool not in kinds
     if wrong_bool or not isinstance(value, kinds):

@@ -11,8 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from .atomic import write_atomic
+from .data.pictures import DECODE_ERRORS
 from .errors import InputError
 from .fileformat import Adapter
+from .jsontext import read_json
 
 __all__ = ["COVERS", "cover_size", "to_picture", "with_cover", "write_preview"]
 
@@ -20,6 +22,7 @@ COVERS = "ssmd_cover_images"  # kohya's additional networks: a JSON list of JPEG
 _THUMBNAIL = "modelspec.thumbnail"  # the model spec: one JPEG as a data URL, 256 pixels wide
 _COVER_SIDE, _THUMBNAIL_SIDE, _PREVIEW_SIDE = 512, 256, 1024
 _QUALITY = 85
+_FORMATS = ("JPEG", "PNG", "WEBP")  # of covers; other decoders of Pillow stay out
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -46,12 +49,12 @@ def write_preview(path: Path, picture: Image.Image) -> Path:
 def cover_size(metadata: dict[str, str]) -> tuple[int, int] | None:
     """Width and height of the first cover in a file's metadata, None without one; InputError where it is damaged."""
     try:
-        covers = json.loads(metadata.get(COVERS) or "[]")
+        covers = read_json(metadata.get(COVERS) or "[]")
         if not covers:
             return None
-        with Image.open(io.BytesIO(base64.b64decode(covers[0], validate=True))) as picture:
+        with Image.open(io.BytesIO(base64.b64decode(covers[0], validate=True)), formats=_FORMATS) as picture:
             return picture.size
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (*DECODE_ERRORS, KeyError) as error:
         raise InputError(f"the cover in {COVERS} is damaged ({error}); save the file again with another one") from error
 
 

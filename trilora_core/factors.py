@@ -32,6 +32,9 @@ def canonical_layers(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, 
     found = {name: svd for name, pair in factors.items() if (svd := _from_balanced(*pair)) is not None}
     rest = {name: (up.float(), down.float()) for name, (up, down) in factors.items() if name not in found}
     found |= canonical_many(rest)
+    beyond = [name for name, svd in found.items() if not svd.s.isfinite().all()]
+    if beyond:
+        raise ValueError(f"layer {', '.join(beyond[:3])}: its change is too large for float32")
     return {name: found[name] for name in factors}
 
 

@@ -19,6 +19,7 @@ from . import spectral
 from .atomic import write_atomic
 from .errors import InputError
 from .factors import canonical_layers, singular_values, stored_factors
+from .jsontext import read_json
 from .keys import canonical_stem, foreign_layer, guess_architecture, is_dotted, parse_key
 from .spectral import SVD
 
@@ -39,6 +40,11 @@ _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
 _PEFT_SETTINGS = "lora_adapter_metadata"  # where diffusers keeps PEFT's alpha; it would be applied a second time
 _STALE = (_PEFT_SETTINGS, "sshs_legacy_hash")
 _SHOWN = 3
+_READABLE = (*_DTYPES, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # some tools write alpha as an integer
+_LARGEST = 1e30  # of an alpha
+_LONGEST_NAME = 1000  # letters of a tensor's name; real ones have at most some 150
+_MOST_SIDES = 5  # of a tensor: a three-dimensional convolution's
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def read_adapter(path: Path | str) -> Adapter:
     settings = _peft_settings(path, metadata)
     factors, kernels = {}, {}
     for raw, part in parts.items():
-        factors[stems[raw]], kernels[stems[raw]] = _matrices(path, raw, part, _peft_scale(settings, raw, part))
+        factors[stems[raw]], kernels[stems[raw]] = _matrices(path, raw, part, _peft_scale(path, settings, raw, part))
     try:
         svds = canonical_layers(factors)
     except ValueError as error:
@@ -191,10 +197,14 @@ def _group(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
     foreign: dict[str, list[str]] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
+        if len(key) > _LONGEST_NAME:
+            raise InputError(f"{path}: a tensor has a name of {len(key)} letters; the file is damaged: get it again")
         name = parse_key(key)
-        if name is None or not (tensor.is_floating_point() or name.part == "alpha"):  # some tools write it as integer
+        if name is None:
             kind, layer = foreign_layer(key)
             foreign.setdefault(kind, []).append(layer)
+        elif tensor.dtype not in (_READABLE if name.part != "alpha" else (*_READABLE, *_WHOLE)):
+            foreign.setdefault(f"numbers of {str(tensor.dtype).removeprefix('torch.')}", []).append(name.stem)
         elif name.part in parts.setdefault(name.stem, {}):
             raise InputError(f"{path}: layer {name.stem} is there twice; give a file with one adapter")
         else:
@@ -228,16 +238,18 @@ def _matrices(
     """((up (out, r), down (r, in · kernel)), kernel) of one layer, alpha folded into up where it is not the rank."""
     up, down = part["up"], part["down"]
     kernel = tuple(down.shape[2:])
-    fits = up.ndim >= 2 and down.ndim >= 2 and up.shape[1] == down.shape[0] and math.prod(up.shape[2:]) == 1
-    if not fits or up.numel() == 0 or down.numel() == 0:
+    fits = all(2 <= factor.ndim <= _MOST_SIDES and factor.numel() for factor in (up, down))
+    if not fits or up.shape[1] != down.shape[0] or math.prod(up.shape[2:]) != 1:
         raise InputError(
             f"{path}: {stem} has up {tuple(up.shape)} and down {tuple(down.shape)}; wanted (out, r) and (r, in),"
             " for convolutions (out, r, 1, 1) and (r, in, kh, kw)"
         )
     if "alpha" in part:
-        if part["alpha"].numel() != 1 or not part["alpha"].isfinite().all():
-            raise InputError(f"{path}: alpha of {stem} is {part['alpha'].tolist()}; wanted one finite number")
-        scale *= float(part["alpha"]) / down.shape[0]
+        alpha = part["alpha"].double()
+        if alpha.numel() != 1 or not abs(float(alpha)) < _LARGEST:  # NaN is not
+            found = float(alpha) if alpha.numel() == 1 else alpha.flatten()[:_SHOWN].tolist()
+            raise InputError(f"{path}: alpha of {stem} is {found}; wanted one finite number")
+        scale *= float(alpha) / down.shape[0]
     flat_up, flat_down = up.flatten(1), down.flatten(1)
     return (flat_up if scale == 1.0 else flat_up.float() * scale, flat_down), kernel
 
@@ -245,20 +257,23 @@ def _matrices(
 def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's own settings, which diffusers puts into one metadata entry ("unet.lora_alpha": …)."""
     try:
-        settings = json.loads(metadata.get(_PEFT_SETTINGS, "{}"))
-    except json.JSONDecodeError as error:
+        settings = read_json(metadata.get(_PEFT_SETTINGS, "{}"))
+    except ValueError as error:
         raise InputError(f"{path}: its {_PEFT_SETTINGS} is no JSON ({error}); get the file again") from error
     return settings if isinstance(settings, dict) else {}
 
 
-def _peft_scale(settings: Mapping[str, Any], stem: str, part: Mapping[str, Tensor]) -> float:
+def _peft_scale(path: Path, settings: Mapping[str, Any], stem: str, part: Mapping[str, Tensor]) -> float:
     """alpha / r (rsLoRA: alpha / sqrt(r)) of a layer whose alpha lies in the metadata; 1 where nothing is said."""
     component, _, module = stem.partition(".")
     alpha = settings.get(f"{component}.lora_alpha")
-    own = settings.get(f"{component}.alpha_pattern") or {}
-    alpha = next((value for name, value in own.items() if f".{module}".endswith(f".{name}")), alpha)
+    own = settings.get(f"{component}.alpha_pattern")
+    patterns = own.items() if isinstance(own, dict) else ()
+    alpha = next((value for name, value in patterns if f".{module}".endswith(f".{name}")), alpha)
     if not isinstance(alpha, (int, float)) or "alpha" in part:
         return 1.0
+    if not abs(alpha) < _LARGEST:
+        raise InputError(f"{path}: lora_alpha of {stem} is {str(alpha)[:40]}; wanted a finite number")
     rank = part["down"].shape[0]
     return float(alpha) / (rank**0.5 if settings.get(f"{component}.use_rslora") else max(rank, 1))
 
@@ -322,8 +337,8 @@ def _stamped(
 def _network_args(text: str, conv_rank: int) -> dict[str, str]:
     """kohya's ss_network_args with the rank of the convolutions as it is now, 0 for none; {} where it is right."""
     try:
-        given = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        given = read_json(text or "{}")
+    except ValueError:
         return {}  # another tool's own wording
     given = given if isinstance(given, dict) else {}
     ranks = {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))} if conv_rank else {}

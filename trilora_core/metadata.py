@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from .config import AdapterConfig, to_json
 from .content import content_of
 from .data.captions import tags as split_tags
-from .errors import InputError
+from .errors import InputError, clear_line
 from .fileformat import Adapter
 from .keys import guess_architecture
 from .spectral import effective_rank
@@ -213,6 +213,9 @@ def _modelspec(run: Run, name: str) -> dict[str, str]:
 # --- accessors ----------------------------------------------------------------
 
 
+_SHOWN, _LONGEST = 300, 2000  # letters of a name and of all trigger words: a file can hold anything
+
+
 @dataclass(frozen=True)
 class RankSummary:
     """Ranks of an adapter: as stored, and how many singular values carry it (mean effective rank)."""
@@ -241,14 +244,15 @@ def base_model(adapter: Adapter) -> str:
 
 def trigger_words(adapter: Adapter) -> tuple[str, ...]:
     """Words that call what was learned, each once; () when the file names none."""
-    words = (word.strip() for word in adapter.metadata.get("modelspec.trigger_phrase", "").split(","))
+    words = (word.strip() for word in adapter.metadata.get("modelspec.trigger_phrase", "")[:_LONGEST].split(","))
     return tuple(dict.fromkeys(word for word in words if word))
 
 
 def adapter_names(adapters: Sequence[Adapter]) -> list[str]:
     """What adapters call themselves, with a letter (A, B, …) where several do alike or one does not."""
     told = [
-        adapter.metadata.get("modelspec.title") or adapter.metadata.get("ss_output_name", "") for adapter in adapters
+        clear_line(adapter.metadata.get("modelspec.title") or adapter.metadata.get("ss_output_name", ""), _SHOWN)
+        for adapter in adapters
     ]
     return [
         name if name and told.count(name) == 1 else f"{name or 'adapter'} {chr(ord('A') + index)}"
@@ -271,4 +275,5 @@ def describe(adapter: Adapter) -> str:
     architecture, base = architecture_of(adapter), base_model(adapter)
     told = f"{base} ({architecture})" if base and architecture else base or architecture or "not said"
     words = ", ".join(trigger_words(adapter)) or "none named"
+    told, words = clear_line(told, _SHOWN), clear_line(words, _LONGEST)
     return f"base model: {told}\n{rank_summary(adapter)}\ntrigger words: {words}"

@@ -35,6 +35,7 @@ from .atomic import write_atomic
 from .config import to_json
 from .data.dataset import Dataset
 from .errors import InputError
+from .jsontext import finite, read_json
 from .train import Run
 
 __all__ = ["RunLog", "log_path", "run_facts", "tensorboard_folder"]
@@ -84,7 +85,7 @@ class RunLog:
         """Add a line."""
         self._last = (event, step)
         line = {"event": event, "step": step, **facts}
-        self._waiting.append(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+        self._waiting.append(json.dumps(finite(line), ensure_ascii=False, allow_nan=False) + "\n")
         if self._board is not None and event in ("step", "measure", "spectrum"):
             for name, value in facts.items():
                 if isinstance(value, float) and math.isfinite(value):
@@ -148,12 +149,12 @@ def run_facts(run: Run, output: Path, held_out: Dataset | None) -> dict[str, Any
 def _lines_until(path: Path, step: int) -> list[str]:
     """The whole lines of an old log that belong to the first `step` steps; none where there is no log."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"cannot read the log {path}: {error.strerror or error}; move it away") from error
-    return [line for line in lines if _belongs(line, step)]
+    return [f"{line}\n" for line in lines if _belongs(line, step)]
 
 
 def _fill(path: Path, text: str) -> None:
@@ -162,21 +163,10 @@ def _fill(path: Path, text: str) -> None:
 
 def _belongs(line: str, step: int) -> bool:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError:  # cut off where the process was killed
+        value = read_json(line)
+    except ValueError:  # cut off where the process was killed
         return False
-    return isinstance(value, dict) and isinstance(value.get("step"), int) and value["step"] <= step
-
-
-def _plain(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value
+    return isinstance(value, dict) and isinstance(value.get("step"), int) and 0 <= value["step"] <= step
 
 
 def _summary_writer(folder: Path, step: int) -> Any:

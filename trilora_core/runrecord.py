@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .jsontext import read_json
 from .monitor import Measure, best_measure
 
 __all__ = ["LoggedStep", "Look", "RunRecord", "read_log"]
 
 Line = dict[str, Any]
+_MOST_STEPS = 10_000_000  # ten times what a node allows: a curve has a place for every step
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RunRecord:
     def planned(self) -> int:
         """Steps that the run was to make; 0 where the log does not say."""
         steps = self.start.get("steps")
-        return steps if isinstance(steps, int) else 0
+        return steps if isinstance(steps, int) and 0 <= steps <= _MOST_STEPS else 0
 
     def told(self, *names: str) -> Line:
         """A table within the facts of the start, by its place; {} where there is none."""
@@ -103,7 +104,7 @@ def read_log(path: Path) -> RunRecord:
     except OSError as error:
         raise InputError(f"the log {path} cannot be read: {error.strerror or error}; check the name") from error
     record, known = RunRecord(path), 0
-    for line in text.splitlines():
+    for line in text.split("\n"):
         value = _parsed(line)
         if value is None or not _taken(record, value):
             record.skipped += bool(line.strip())
@@ -119,11 +120,13 @@ def read_log(path: Path) -> RunRecord:
 
 def _parsed(line: str) -> Line | None:
     try:
-        value = json.loads(line)
+        value = read_json(line)
     except ValueError:  # cut off where the process was killed
         return None
-    usable = isinstance(value, dict) and isinstance(value.get("step"), int) and isinstance(value.get("event"), str)
-    return value if usable else None
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return None
+    step = value.get("step")
+    return value if isinstance(step, int) and 0 <= step <= _MOST_STEPS else None
 
 
 def _taken(record: RunRecord, line: Line) -> bool:
@@ -133,7 +136,7 @@ def _taken(record: RunRecord, line: Line) -> bool:
         return False
     try:
         take(record, line)
-    except (AttributeError, KeyError, TypeError, ValueError):  # not what we wrote
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # not what we wrote
         return False
     return True
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from .atomic import check_writable
+from .atomic import check_name, check_writable
 from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
 from .companion import same_start
 from .crew import Lost
 from .data.dataset import Dataset
 from .errors import InputError
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
+from .jsontext import read_json
 from .memory import OUT_OF_MEMORY, make_room
 from .metadata import training_metadata
 from .milestones import History, Listeners, Milestones, best_path, step_path
@@ -89,16 +90,22 @@ def adapter_hash(adapter: Adapter) -> str:
 
 
 def find_finished(output: Path, fingerprint: str) -> Outcome | None:
-    """The outcome of a finished run with this fingerprint that already lies at `output`, or None."""
+    """The outcome of a finished run with this fingerprint that already lies at `output`, or None.
+
+    A file that cannot be read is no finished run, whatever its name: a neighbour's must not keep a run from starting.
+    """
     if not output.is_file():
         return None
-    metadata = read_metadata(output)
-    if metadata.get("trilora.fingerprint") != fingerprint or metadata.get("trilora.finished") != "true":
+    try:
+        metadata = read_metadata(output)
+        if metadata.get("trilora.fingerprint") != fingerprint or metadata.get("trilora.finished") != "true":
+            return None
+        steps = int(metadata["ss_steps"])
+        losses = [float(value) for value in metadata.get("trilora.losses", "").split()]
+        history = History.load(read_json(metadata.get("trilora.history", "{}")))
+    except (AttributeError, KeyError, TypeError, ValueError):  # InputError is a ValueError
         return None
-    steps = int(metadata["ss_steps"])
-    losses = [float(value) for value in metadata.get("trilora.losses", "").split()]
-    told = json.loads(metadata.get("trilora.history", "{}"))
-    return _outcome(output, output, History.load(told), losses, steps, metadata.get("trilora.ended", "steps"))
+    return _outcome(output, output, history, losses, steps, metadata.get("trilora.ended", "steps"))
 
 
 def train_to_file(
@@ -125,6 +132,7 @@ def train_to_file(
     log of the run, and whatever else `run.config.monitor` asks for. Raises InputError when the file cannot be written
     or something is missing that the options need, before anything is trained.
     """
+    check_name(output)
     check_writable(output.parent)
     _check_watch(run, held_out, previewer)
     remove_leftovers(output)

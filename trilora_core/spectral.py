@@ -65,7 +65,7 @@ def canonical(up: Tensor, down: Tensor, sigma: Tensor | None = None, *, scale: f
         u, s, vh = _svd_of_product(left, middle * right)
         # In float64: the product of the units may fit float32 where that of two of them does not.
         s = s * (left_unit.double() * right_unit.double() * middle_unit.double()).squeeze(-1)
-    return SVD(u.to(home), s.to(home, dtype), vh.to(home))
+    return SVD(u.to(home), _held(s.to(home, dtype)), vh.to(home))
 
 
 def canonical_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, SVD]:
@@ -94,7 +94,7 @@ def singular_values(up: Tensor, down: Tensor) -> Tensor:
         cores = [torch.linalg.qr(part, mode="r").R.double() for part in (left, right.mT)]
         s: Tensor = torch.linalg.svdvals(cores[0] @ cores[1].mT)
         s = s * (left_unit.double() * right_unit.double()).squeeze(-1)
-    return s.to(home, dtype)
+    return _held(s.to(home, dtype))
 
 
 def singular_values_many(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -272,6 +272,12 @@ def _unit_range(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
         raise InputError(f"{name} holds NaN or infinite values: the adapter diverged or its file is damaged")
     unit = torch.ldexp(torch.ones_like(peak), torch.frexp(peak).exponent.clamp(-120, 120))
     return factor / unit, unit
+
+
+def _held(s: Tensor) -> Tensor:
+    if not bool(s.isfinite().all()):
+        raise InputError(f"up · down is too large for {s.dtype}: the adapter diverged or its file is damaged")
+    return s
 
 
 def _check_factors(up: Tensor, down: Tensor, sigma: Tensor | None) -> None:

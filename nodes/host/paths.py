@@ -43,6 +43,11 @@ SUFFIX = " [datasets]"
 NO_MASK_FOLDER = ("none", "alpha")  # the other choices of the masks widget
 PRIOR = "trilora_prior"  # below input/
 OUTPUT = "trilora"  # below loras
+LONGEST = 200  # bytes of a name: systems allow 255, and counters, steps and endings follow it
+# Separators, what Windows or terminals take for more than a letter, dots and blanks at the end, and names of devices.
+NO_NAME = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:\"|?*]|[. ]$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE
+)
 KEPT = re.compile(r"(.+)_step_(\d+)\.safetensors")  # as `milestones.step_path` has it
 
 
@@ -55,12 +60,14 @@ def dataset_folders() -> list[str]:
 
 def dataset_folder(name: str) -> Path:
     """Resolve a name of `dataset_folders`; a name that leaves its root or is no folder raises InputError."""
+    if not isinstance(name, str):  # the graph of a stranger can hold anything
+        raise InputError(f"folder is {name!r:.80}; wanted a name. {_how_to_add()}")
     if name == NO_FOLDER:
         raise InputError(f"there is no folder of pictures yet. {_how_to_add()}")
     registered = name.endswith(SUFFIX)
     for root in _registered_roots() if registered else [_input_root()]:
         folder = _inside(root, name.removesuffix(SUFFIX))
-        if folder is not None and folder.is_dir():
+        if folder is not None and os.path.isdir(folder):  # False where the name is too long, too
             return folder
     raise InputError(f'there is no folder "{name}" (links that lead elsewhere do not count). {_how_to_add()}')
 
@@ -144,7 +151,7 @@ def name_below_loras(path: Path) -> str:
 
 def unique_file(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:
     """Give folder/stem.suffix, or with _2, _3 … behind the stem if it is taken; `stem` may not name another folder."""
-    if not stem or Path(stem).name != stem or "\\" in stem or stem in {".", ".."}:
+    if not _is_name(stem) or "/" in stem or "\\" in stem:
         raise InputError(f'"{stem}" is not a file name; use a name without slashes, such as my_style')
     count, path = 1, folder / (stem + suffix)
     while path.exists():
@@ -156,7 +163,8 @@ def unique_file(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:
 def numbered_file(prefix: str) -> Path:
     """Give the next free <prefix>_<number>_.safetensors below loras, numbered as the host's own save nodes do."""
     root = _loras_root()
-    if not prefix.strip() or prefix.endswith(("/", "\\")) or _inside(root, prefix) is None:
+    parts = re.split(r"[/\\]", prefix)
+    if not all(map(_is_name, parts)) or _inside(root, prefix) is None:
         raise InputError(
             f'filename_prefix is "{prefix}"; wanted a name below models/loras, such as my_style or trilora/my_style'
         )
@@ -204,7 +212,7 @@ def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _files(entry.path)
-        elif entry.is_file():  # links to files count, with the file's own facts
+        elif os.path.isfile(entry.path):  # links to files count, with the file's own facts; those to themselves do not
             yield entry.path, entry.stat()
 
 
@@ -248,6 +256,11 @@ def _inside(root: Path, name: str) -> Path | None:
     except ValueError:  # a null byte
         return None
     return place if base in place.parents else None
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file or folder may be called so on every system that a workflow can be opened on."""
+    return bool(name) and NO_NAME.search(name) is None and len(os.fsencode(name)) <= LONGEST
 
 
 def _how_to_add() -> str:

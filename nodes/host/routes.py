@@ -7,19 +7,21 @@
     POST /trilora/save {"run": id}             write the adapter and the state of this step, and go on
     POST /trilora/preview {"run": id}          draw the previews of this step, and go on
 
-404 for a run that is not known, or to a POST for one that has ended; 400 for another body; 409 where it cannot be done.
+404 for a run that is not known, or to a POST for one that has ended; 400 for another body, 413 for a large one, which
+is not read to its end; 409 where it cannot be done.
 A handler runs in the server's thread: it copies numbers and sets a flag, which the run sees after its step.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
+from ...trilora_core.jsontext import read_json
 from ...trilora_core.liverun import LiveRun
 from ...trilora_core.train import Run
 from .events import server_instance
@@ -27,6 +29,7 @@ from .events import server_instance
 __all__ = ["add", "begin", "end", "register"]
 
 RUNS = "/trilora/runs"
+LARGEST = 4096  # bytes of a body; an id has 32 letters
 ENDED = 32  # runs that have ended and can still be asked about
 
 
@@ -105,9 +108,12 @@ def _asking(ask: Callable[[_Entry, Run], str]) -> Callable[[web.Request], web.Re
     """A handler that asks one run for something; `ask` says why it cannot, or ""."""
 
     async def handle(request: web.Request) -> web.Response:
+        data = await _small(request)
+        if data is None:
+            return _refused(413, f"the body has more than {LARGEST} bytes")
         try:
-            body = await request.json()
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            body = read_json(data)
+        except ValueError:  # no Unicode is one, too
             body = None
         name = body.get("run") if isinstance(body, dict) else None
         if not isinstance(name, str):
@@ -121,6 +127,15 @@ def _asking(ask: Callable[[_Entry, Run], str]) -> Callable[[web.Request], web.Re
         return _refused(409, why) if why else web.json_response({"run": name})
 
     return handle
+
+
+async def _small(request: web.Request) -> bytes | None:
+    """The body; None where it is large, however much of it is still to come."""
+    try:
+        await request.content.readexactly(LARGEST + 1)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    return None
 
 
 def _stop(_entry: _Entry, run: Run) -> str:

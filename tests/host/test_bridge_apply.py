@@ -201,9 +201,11 @@ def test_folders_of_the_data_set(nodes: dict[str, Any]) -> None:
     assert found["resolved"] == ["input/cats/black", "elsewhere/dogs"]
     inside = found["refused"].pop("../elsewhere/dogs [datasets]")
     assert inside is True  # a detour that ends in the registered place
+    assert found["refused"].pop("5").startswith("folder is 5; wanted a name")
     assert all("there is no folder" in said for said in found["refused"].values())
     assert found["fingerprint"] == [True, True] and found["stable"] and found["never_raises"] == "str"
     assert found["unique"][0] == "job.safetensors" and "is not a file name" in found["unique"][1]
+    assert all("is not a file name" in said for said in found["no_names"])
     assert found["numbered"] == "plain_2.safetensors" and found["output"] == "models/loras/trilora"
 
 

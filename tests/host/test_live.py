@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -220,3 +223,41 @@ def test_a_run_that_fails_keeps_its_curve_and_says_why(server: Server) -> None:
     last = server.client.get("/trilora/runs")[-1]
     refused = server.client.get(f"/trilora/runs/{last['run']}")
     assert refused["ended"] == "error" and "is not a file name" in refused["problem"] and refused["points"] == []
+
+
+def test_hostile_requests_are_refused_and_bounded(server: Server) -> None:
+    """Bodies of any size, depth and kind; ids and names that are paths. The server goes on."""
+    large, deep = b'{"run": "' + b"x" * 30_000_000 + b'"}', b"[" * 2000
+    for body, status in (
+        (large, 413),
+        (deep, 400),
+        (b"\xff\xfe\x00", 400),
+        (b"", 400),
+        (b"null", 400),
+        (b'{"run": ["a"]}', 400),
+        (b'{"run": NaN}', 400),
+        (b'{"run": "../../input"}', 404),
+        (b'{"run": "' + b"\xc3\xa9" * 900 + b'"}', 404),
+    ):
+        for kind in ("application/json", "text/plain; charset=nonsense"):
+            assert posted(server, "/trilora/stop", body, kind) == status, body[:20]
+    for name in ("..%2f..%2fsettings", "%00", "x" * 5000, "0" * 32, "%F0%9F%A6%8A", "a%0d%0aSet-Cookie:b"):
+        assert refusal(server, f"/trilora/runs/{name}")[0] == 404
+    files = workflow.files_below(server.loras)
+    for name in ("../style", "/style", "con", "a\x1b[2J", "s" * 300):
+        graph = workflow.training(name, steps=1)
+        graph["train"]["inputs"]["name"] = name
+        outcome = server.client.wait(server.client.queue(graph))
+        assert outcome.status == "error" and "is not a file name" in outcome.error
+    assert workflow.files_below(server.loras) == files and not list(server.base.parent.rglob("style*"))
+    assert isinstance(server.client.get("/trilora/runs"), list)
+
+
+def posted(server: Server, path: str, body: bytes, kind: str) -> int:
+    """The status of an answer; a server may close the line before it has read a large body."""
+    address = urllib.parse.urlsplit(server.client.url)
+    line = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    with contextlib.closing(line):
+        with contextlib.suppress(ConnectionError):
+            line.request("POST", path, body, {"Content-Type": kind})
+        return line.getresponse().status

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..anatomy import overlap_lines
 from ..cover import cover_size
-from ..errors import InputError
+from ..errors import InputError, clear_line
 from ..fileformat import Adapter, read_adapter, tensor_hash
+from ..jsontext import finite, read_json
 from ..keys import is_text
 from ..metadata import architecture_of, base_model, rank_summary, trigger_words
 from ..plots import short_name
@@ -25,6 +26,7 @@ from .saving import check_picture
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
 _LOG = ".jsonl"
+_LONGEST = 300  # letters of one fact: the metadata of a file can hold anything
 
 USAGE = "FILE [FILE ...] [options]"
 EXAMPLES = """\
@@ -120,14 +122,15 @@ def report(path: Path, adapter: Adapter) -> dict[str, Any]:
 
 def training_options(adapter: Adapter) -> dict[str, Any]:
     """The options of the run that made the file, as they were given; {} when it does not say."""
-    return json_entry(adapter, "trilora.config")
+    options: dict[str, Any] = finite(json_entry(adapter, "trilora.config"))
+    return options
 
 
 def json_entry(adapter: Adapter, key: str) -> dict[str, Any]:
     """One of the metadata's entries that hold JSON; {} when it is not there. InputError when it is no JSON."""
     try:
-        entry = json.loads(adapter.metadata.get(key, "{}"))
-    except json.JSONDecodeError as error:
+        entry = read_json(adapter.metadata.get(key, "{}"))
+    except ValueError as error:
         what = "training options" if key == "trilora.config" else key
         raise InputError(f"the {what} in the metadata are not JSON ({error}); save the file again") from error
     return entry if isinstance(entry, dict) else {}
@@ -137,7 +140,7 @@ def table(path: Path, adapter: Adapter, *, every_layer: bool = False) -> str:
     """The report for a person: facts first, then the blocks (or every layer)."""
     facts = _facts(path, adapter)
     width = max(len(name) for name, _ in facts)
-    head = "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+    head = "\n".join(f"{name:<{width}}  {clear_line(value, _LONGEST)}" for name, value in facts)
     groups = {stem: [stem] for stem in adapter.layers} if every_layer else _blocks(adapter)
     return f"{head}\n\n{_rows(adapter, groups)}"
 
@@ -177,14 +180,16 @@ def _history(adapter: Adapter) -> list[tuple[str, str]]:
     if told.get("ss_learning_rate"):
         schedule = f"{told.get('ss_lr_scheduler', '')} {told.get('ss_optimizer', '')}".strip()
         lines.append(("learning rate", f"{told['ss_learning_rate']}{_text_rate(adapter)} ({schedule})"))
-    if options.get("adapter"):
-        lines.append(("method", f"{options['adapter'].get('method')}, init {options['adapter'].get('init')}"))
+    if isinstance(method := options.get("adapter"), dict):
+        lines.append(("method", f"{method.get('method')}, init {method.get('init')}"))
     if told.get("modelspec.merged_from"):
         lines.append(("merged from", told["modelspec.merged_from"]))
     if done := json_entry(adapter, "trilora.extract"):
         lines.append(("extracted", f"{done.get('tuned')} less {done.get('base')}, error {done.get('relative_error')}"))
     if done := json_entry(adapter, "trilora.resize"):
-        lines.append(("resized", f"{done.get('kept_energy', 0):.2%} of the energy kept"))
+        kept = done.get("kept_energy")
+        share = f"{kept:.2%}" if isinstance(kept, float) else "an unknown share"
+        lines.append(("resized", f"{share} of the energy kept"))
     if cover := cover_size(told):
         lines.append(("cover", f"{cover[0]} x {cover[1]} pixels"))
     return lines
@@ -219,7 +224,7 @@ def _blocks(adapter: Adapter) -> dict[str, list[str]]:
 def _rows(adapter: Adapter, groups: dict[str, list[str]]) -> str:
     """One line a group: layers, ranks, share of all energy, effective rank, largest singular value."""
     whole = sum(float(energy(layer.svd.s)) for layer in adapter.layers.values())
-    names = {group: short_name(group) for group in groups}
+    names = {group: clear_line(short_name(group), _LONGEST) for group in groups}
     width = max(5, *(len(name) for name in names.values()))
     lines = [f"{'block':<{width}}  layers   rank  energy  effective rank  largest"]
     for group, stems in groups.items():

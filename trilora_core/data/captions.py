@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import math
 import random
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ __all__ = [
     "variants",
 ]
 
+_LARGEST = 1 << 16  # bytes of a caption file: encoders read some hundred letters, a host all, in parts of 75 words
 CAPTION_ENDINGS = (".txt", ".TXT", ".caption", ".CAPTION")  # the first that is there counts
 
 
@@ -45,12 +45,16 @@ def caption_file(picture: str, names: Collection[str]) -> str | None:
 def read_text(file: Path, name: str) -> str | None:
     """Read a caption file (UTF-8, or UTF-16 with its mark) as one line; None when it is blank.
 
-    Raises InputError, in which `name` stands for the file, when it cannot be read or has another encoding.
+    Raises InputError, in which `name` stands for the file, when it cannot be read, has another encoding or is no
+    caption by its size.
     """
     try:
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            data = opened.read(_LARGEST + 1)
     except OSError as error:
         raise InputError(f"caption {name} cannot be read ({error.strerror}); check its permissions") from error
+    if len(data) > _LARGEST:
+        raise InputError(f"caption {name} has more than {_LARGEST} bytes; wanted a few words: shorten it")
     return one_line(decode_text(data, f"caption {name}")) or None
 
 
@@ -102,7 +106,7 @@ def variants(caption: str, config: CaptionConfig) -> tuple[str, ...]:
     kept, free = words[: config.keep_tags], words[config.keep_tags :]
     if not config.shuffle or not words:
         return (caption,)
-    wanted = min(config.variants, _orders(free))
+    wanted = _orders(free, config.variants)
     draw = random.Random(int.from_bytes(hashlib.sha256(caption.encode()).digest(), "big"))
     found = {", ".join(kept + free): None}
     while len(found) < wanted:  # ends: every order is as likely as any other
@@ -117,9 +121,12 @@ def has_trigger(caption: str, trigger_word: str) -> bool:
     return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", one_line(caption).casefold()) is not None
 
 
-def _orders(words: list[str]) -> int:
-    """How many distinct orders there are: n! over the factorials of how often each word comes."""
-    count = math.factorial(len(words))
-    for often in Counter(words).values():
-        count //= math.factorial(often)
+def _orders(words: list[str], most: int) -> int:
+    """How many distinct orders there are, n! over the factorials of how often each word comes, but at most `most`."""
+    count, often = 1, Counter[str]()
+    for number, word in enumerate(words, 1):
+        often[word] += 1
+        count = count * number // often[word]  # the orders of the words so far: whole, and never fewer than before
+        if count >= most:
+            return most
     return count

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 
 __all__ = [
+    "DECODE_ERRORS",
     "ENDINGS",
     "LARGEST_RATIO",
     "SMALLEST_SIDE",
@@ -38,7 +39,16 @@ LARGEST_PIXELS = 178_956_970  # where Pillow too speaks of a decompression bomb
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF") + ("AVIF",) * _AVIF
 
 # What Pillow raises for files that it cannot decode: its own errors are OSErrors, its parsers leak the others.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError, TypeError)
+DECODE_ERRORS = (
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    RuntimeError,
+    TypeError,
+)
 
 _ORIENTATION = 0x0112  # the EXIF tag: how the camera was held
 _TURNS = {
@@ -126,7 +136,7 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"picture {name} is too large ({error}); scale it down or take it out") from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or "bad data"
         raise InputError(f"picture {name} cannot be read ({reason}); repair it, take it out, or skip it") from error
 

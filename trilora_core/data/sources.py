@@ -116,9 +116,9 @@ def _list(folder: Path, prefix: str, root: Path) -> _Listing:
             listing.notes.append(f"{name!a} is not used: its name is not UTF-8; rename it")
         elif entry.is_symlink() and not inside(entry.path, root):
             outside.append(entry.name)
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):  # a link to itself is no folder here, and an error to `entry`
             listing.folders.append(entry.name)
-        elif entry.is_file():
+        elif os.path.isfile(entry.path):
             listing.files[entry.name] = folder / entry.name
         else:
             listing.notes.append(f"{name} is no file, or a link to nothing")

@@ -32,6 +32,21 @@ def run(node, **inputs):
     return node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
 
 
+# What no system, or not every one, takes for a name, and what would be another place on some.
+HOSTILE = (
+    "..\\..\\style",
+    "C:\\style",
+    "C:style",
+    "con/style",
+    "sub/NUL.x",
+    "a\nb",
+    "\x1b[2Jstyle",
+    "a. ",
+    "s" * 300,
+    "\ud800",
+)
+
+
 def complaint(action):
     try:
         action()
@@ -66,7 +81,7 @@ def save(pack, nodes, base):
         with safe_open(file, "pt") as opened:
             dtypes.append([file.name, str(opened.get_tensor(Q + ".lora_up.weight").dtype)])
     refused = {}
-    for prefix in ("../style", "sub/../../style", str(base / "style"), "", "sub/", "nul\0l"):
+    for prefix in ("../style", "sub/../../style", str(base / "style"), "", "sub/", "nul\0l", *HOSTILE):
         refused[prefix] = complaint(lambda prefix=prefix: run(node, trilora=made, filename_prefix=prefix, dtype="fp16"))
     (loras / "outside").symlink_to(base)
     refused["link"] = complaint(lambda: run(node, trilora=made, filename_prefix="outside/style", dtype="fp16"))
@@ -127,9 +142,11 @@ def folders(pack, nodes, base):
     for folder in (base / "input/cats/black", base / "input/.hidden", other / "dogs", other / "cats"):
         folder.mkdir(parents=True)
     (base / "input/link").symlink_to(other)
+    (base / "input/cats/loop").symlink_to(base / "input/cats/loop")
     folder_paths.add_model_folder_path("trilora_datasets", str(other))
     hostile = (
         "link",
+        "cats/loop",
         "link/dogs",
         "..",
         "../elsewhere/dogs",
@@ -138,6 +155,9 @@ def folders(pack, nodes, base):
         str(other),
         "../elsewhere/dogs [datasets]",
         "a\0b",
+        "\ud800",
+        "a" * 5000,
+        5,
     )
     before = node.fingerprint_inputs(folder="cats", clip=None)
     linked = node.fingerprint_inputs(folder=None)
@@ -155,6 +175,7 @@ def folders(pack, nodes, base):
         "stable": after == node.fingerprint_inputs(folder="cats"),
         "never_raises": type(node.fingerprint_inputs(folder="a\0b")).__name__,
         "unique": [paths.unique_file(base, "job").name, complaint(lambda: paths.unique_file(base, "../job"))],
+        "no_names": [complaint(lambda name=name: paths.unique_file(base, name)) for name in ("", ".", "..", *HOSTILE)],
         "numbered": paths.unique_file(base / "models/loras", "plain").name,
         "output": str(paths.output_folder().relative_to(base)),
     }

@@ -51,7 +51,7 @@ def launch(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 300) -> subprocess.CompletedProcess[str]:
+def ended(process: subprocess.Popen[str], seconds: float = 500) -> subprocess.CompletedProcess[str]:
     try:
         out, error = process.communicate(timeout=seconds)
     finally:
@@ -180,9 +180,9 @@ def test_a_killed_process_ends_the_run_and_one_or_two_go_on_with_it(base, pictur
         time.sleep(0.02)
     os.kill(child_of_rank(process, 1), signal.SIGKILL)
     killed = time.monotonic()
-    done = ended(process, 60)
+    done = ended(process, 150)
     took = time.monotonic() - killed
-    assert done.returncode != 0
+    assert done.returncode != 0 and took < 150
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "process 0 of 2 (counted from 0) lost the others" in errors[0], done.stderr
     assert (

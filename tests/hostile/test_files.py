@@ -159,7 +159,7 @@ def test_an_alpha_without_end_in_pefts_settings_is_named(tmp_path, alpha):
     stem = "unet.mid_block.attentions.0.proj_in"
     tensors = {f"{stem}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
     save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": f'{{"unet.lora_alpha": {alpha}}}'})
-    with pytest.raises(InputError, match="lora_alpha of .* is .*; wanted a finite number"):
+    with pytest.raises(InputError, match=r"lora_alpha of .* is .*; wanted a finite number"):
         read_adapter(tmp_path / "a.safetensors")
 
 
@@ -203,7 +203,7 @@ def retyped(dtype: str, shape: list[int] | None = None):
 
 def test_numbers_that_cannot_be_computed_with_are_named(tmp_path):
     for dtype in ("F4", "C64", "BOOL", "I8"):
-        with pytest.raises(InputError, match="it holds numbers of .* in lora_unet_down"):
+        with pytest.raises(InputError, match=r"it holds numbers of .* in lora_unet_down"):
             read_adapter(saved(tmp_path / "a.safetensors", change=retyped(dtype)))
     adapter = read_adapter(saved(tmp_path / "a.safetensors", change=retyped("F8_E4M3")))
     assert float(adapter.layers[STEM].svd.s.max()) == 0

@@ -31,7 +31,9 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 def png(width: int, height: int, *chunks: bytes) -> bytes:
     """A PNG of any size that it says it has, with few bytes."""
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + b"".join(chunks)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + b"".join(chunks)
+    )
 
 
 NOISE = numpy.random.default_rng(0).integers(0, 256, (48, 48, 4), dtype=numpy.uint8)

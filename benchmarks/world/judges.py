@@ -3,7 +3,7 @@
 One tells subject, colour, scene and look of a picture apart; its features stand for those of Inception in a Fréchet
 distance. The other has learned which caption belongs to which picture; its cosine stands for that of CLIP. Neither
 knows any other world: their figures are called world Fréchet distance and picture-text score and cannot be compared
-with FID or CLIP score. Both files (0.3 MB) are committed; `--check` shows what they can tell.
+with FID or CLIP score. Their weights (0.6 MB) are committed; `--check` shows what they can tell.
 """
 
 from __future__ import annotations

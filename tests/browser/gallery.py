@@ -37,7 +37,7 @@ from .test_train_panel import SET, SIDE, SMALL, told
 DOCS = PACK / "docs"
 VIEW = {"width": 1260, "height": 1000}
 MARGIN, TITLE = 10, 30
-CARDS_CLIP = {"x": 70, "y": 110, "width": 960, "height": 500}
+CARDS_CLIP = {"x": 70, "y": 110, "width": 960, "height": 540}
 TRAIN = {"name": "my_style", "steps": 200, "rank": 8, "learning_rate": 0.003}
 WATCH = "() => { const node = window.app.graph._nodes.find(node => node.type === 'TriLoRAMonitorOptions');" + (
     " const set = (name, value) => { node.widgets.find(widget => widget.name === name).value = value; };"

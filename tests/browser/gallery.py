@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from playwright.sync_api import sync_playwright
 from tests.host.discovery import HOW_TO_ENABLE, PACK, find_hosts
 from tests.host.server import CHECKPOINT, PICTURES, Server, run_server
 from trilora_core.cover import with_cover
-from trilora_core.fileformat import write_adapter
+from trilora_core.fileformat import Adapter, write_adapter
 from trilora_core.previews import preview_path, previews_folder
 
 from .conftest import QUIET, SETTINGS, ready
@@ -35,7 +37,7 @@ from .test_train_panel import SET, SIDE, SMALL, told
 DOCS = PACK / "docs"
 VIEW = {"width": 1260, "height": 1000}
 MARGIN, TITLE = 10, 30
-CARDS_CLIP = {"x": 0, "y": 28, "width": 980, "height": 520}
+CARDS_CLIP = {"x": 70, "y": 110, "width": 960, "height": 540}
 TRAIN = {"name": "my_style", "steps": 200, "rank": 8, "learning_rate": 0.003}
 WATCH = "() => { const node = window.app.graph._nodes.find(node => node.type === 'TriLoRAMonitorOptions');" + (
     " const set = (name, value) => { node.widgets.find(widget => widget.name === name).value = value; };"
@@ -71,7 +73,7 @@ CARDS = """(margin) => {
   canvas.links_render_mode = LiteGraph.HIDDEN_LINK;
   canvas.show_info = false;
   canvas.ds.scale = 1;
-  canvas.ds.offset = [margin, 60];
+  canvas.ds.offset = [70 + margin, 110 + 40];  // clear of the toolbars
   canvas.deselectAll?.();
   canvas.setDirty(true, true);
 }"""
@@ -80,8 +82,8 @@ EVERY = 40  # steps between two rounds of previews
 PROMPTS = ("a red house on a green field, zorblin style", "a yellow star at night, zorblin style")
 
 
-def main() -> int:
-    """Draw them; 1 when there is no host or no Chromium to draw them in."""
+def main(chosen: list[str]) -> int:
+    """Draw those named (training, cards), both by default; 1 when there is no host or no Chromium to draw them in."""
     hosts, chromium = find_hosts(), os.environ.get("CHROMIUM_PATH") or shutil.which("chromium")
     if not hosts or chromium is None:
         print(HOW_TO_ENABLE if chromium else "no Chromium was found; install chromium or set CHROMIUM_PATH")
@@ -92,12 +94,14 @@ def main() -> int:
         base.mkdir()
         with run_server(hosts[0], base) as server, sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=QUIET)
+            _adapters(server, previews)
             server.client.post("/settings", SETTINGS | {"Comfy.NodeBadge.NodeSourceBadgeMode": "None"})
             tab = browser.new_page(viewport=VIEW, device_scale_factor=1.5, locale="en-US")
             tab.goto(server.client.url, timeout=120_000)
             ready(tab)
-            _save(_run(tab, server, previews), DOCS / "training.webp")
-            _save(_cards(tab, server, previews), DOCS / "cards.webp")
+            for name, draw in {"training": partial(_run, previews=previews), "cards": _cards}.items():
+                if name in (chosen or [name]):
+                    _save(draw(tab, server), DOCS / f"{name}.webp")
             browser.close()
     return 0
 
@@ -175,13 +179,20 @@ def _show_previews(tab: Any, server: Server, previews: dict[int, list[Path]]) ->
     told(tab, run | {"points": [], "measures": [], "spectra": [], "previews": shown})
 
 
-def _cards(tab: Any, server: Server, previews: dict[int, list[Path]]) -> Image.Image:
-    """Load, Apply and Merge after a run: classic above Nodes 2.0, dark beside light."""
-    told_base = {"ss_sd_model_name": "my_model", "trilora__architecture": "sd15"}
+def _adapters(server: Server, previews: dict[int, list[Path]]) -> None:
+    """A style with a cover, and a subject a third of whose layers are the style's, so that the two meet somewhere."""
+    about = {"ss_sd_model_name": "my_model", "trilora__architecture": "sd15"}
+    style = adapter(0, modelspec__trigger_phrase="zorblin style", **about)
+    subject = adapter(1, modelspec__trigger_phrase="sks cat", **about)
+    draw = random.Random(5)
+    layers = {stem: style.layers[stem] if draw.random() < 1 / 3 else layer for stem, layer in subject.layers.items()}
     with Image.open(previews[200][0]) as picture:
-        style = with_cover(adapter(0, modelspec__trigger_phrase="zorblin style", **told_base), picture.convert("RGB"))
-    write_adapter(server.loras / STYLE, style)
-    write_adapter(server.loras / SUBJECT, adapter(1, modelspec__trigger_phrase="sks cat", **told_base))
+        write_adapter(server.loras / STYLE, with_cover(style, picture.convert("RGB")))
+    write_adapter(server.loras / SUBJECT, Adapter(layers, subject.metadata))
+
+
+def _cards(tab: Any, server: Server) -> Image.Image:
+    """Load, Apply and Merge after a run: classic above Nodes 2.0, dark beside light."""
     saved = graph("cards")
     saved["nodes"][1]["widgets_values"] = [STYLE]
     shots = []
@@ -214,4 +225,4 @@ def _above(shots: list[Image.Image]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -408,7 +408,11 @@ def test_a_request_that_cannot_be_met_does_not_end_the_run(tmp_path):
     ask.run = run
     step_path(tmp_path / "a.safetensors", 6).mkdir()  # a folder where the file should be
     outcome = keep(run, tmp_path / "a.safetensors", ask, listeners=Listeners(on_problem=problems.append))
-    assert outcome.finished and len(problems) == 1 and problems[0].startswith("not saved at step 6: cannot write")
+    assert (
+        outcome.finished
+        and len(problems) == 1
+        and problems[0].startswith("the adapter was not saved at step 6: cannot write")
+    )
 
 
 def test_a_preview_that_fails_does_not_end_the_run(tmp_path):

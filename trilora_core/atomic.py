@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .errors import InputError
 
-__all__ = ["check_name", "check_writable", "write_atomic"]
+__all__ = ["check_name", "check_room", "check_writable", "refusal", "write_atomic"]
 
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 _LONGEST = 200  # bytes of a file's name: systems allow 255, and steps, counters and endings are put behind it
 
 
@@ -31,13 +37,29 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; an adapter is an ordinary one
         temporary.replace(path)
         _flush(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder that you can write to"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        raise refusal(str(path), error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def refusal(what: str, error: OSError | SafetensorError) -> InputError:
+    """The message for something that cannot be written: why, and what to do about it."""
+    number = error.errno if isinstance(error, OSError) else _system_error(error)
+    why = os.strerror(number) if number else (isinstance(error, OSError) and error.strerror) or error
+    cure = "make room there, or choose another folder" if number in _FULL else "choose a folder that you can write to"
+    return InputError(f"cannot write {what}: {why}; {cure}")
+
+
+def check_room(folder: Path, wanted: int) -> None:
+    """Prove before hours of work that the disk has these bytes left; raises InputError when not."""
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise InputError(
+            f"the disk of {folder} has {free / 2**20:.1f} MiB left; what this run writes takes {wanted / 2**20:.1f} MiB:"
+            " make room there, or choose another folder"
+        )
 
 
 def check_writable(folder: Path) -> None:
@@ -57,6 +79,12 @@ def check_name(path: Path) -> None:
     length = len(os.fsencode(path.name))
     if length > _LONGEST:
         raise InputError(f"the name {path.name} has {length} bytes; wanted at most {_LONGEST}: choose a shorter one")
+
+
+def _system_error(error: SafetensorError) -> int | None:
+    """The system's number of an error that safetensors has only in words."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _flush(path: Path) -> None:

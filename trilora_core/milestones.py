@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .memory import OUT_OF_MEMORY, make_room
 from .monitor import Measure, Monitor, best_measure, waited
 from .previews import draw_previews, draw_strip, previews_folder
 from .runlog import RunLog
@@ -113,13 +114,18 @@ class Milestones:
         wanted = self.run.preview_requested() or (every and (last or step % every == 0))
         if self.previewer is not None and wanted and step not in self.history.previews:
             self._preview(self.previewer)
-        if config.monitor.keep_adapters and self.saves and step not in self.history.adapters:
+        if config.monitor.keep_adapters and self._saves and step not in self.history.adapters:
             self._keep(config.monitor.keep_adapters)
         if step and self.run.save_requested():
             self._save()
 
+    def keep_state(self) -> None:
+        """Save the state where that is due."""
+        if self._saves:
+            self._tried("the state", self.save_state)
+
     @property
-    def saves(self) -> bool:
+    def _saves(self) -> bool:
         """Whether the periodic state is due; the last step leaves a file instead."""
         every, step = self.run.config.save_every, self.run.step
         return bool(every) and step % every == 0 and 0 < step < self.run.config.steps
@@ -134,8 +140,9 @@ class Milestones:
         self.history.measures.append(measure)
         self.log.write("measure", measure.step, {"validation": measure.validation, "drift": measure.drift})
         if self.run.config.monitor.keep_best and best_measure(self.history.measures) == measure:
-            self.history.best = measure.step
-            self.write(best_path(self.output), "best")
+            before, self.history.best = self.history.best, measure.step
+            if not self._tried("the best adapter", lambda: self.write(best_path(self.output), "best")):
+                self.history.best = before
         self.listeners.on_measure(measure)
 
     def _look(self) -> None:
@@ -152,21 +159,27 @@ class Milestones:
 
     def _preview(self, previewer: Previewer) -> None:
         step, folder = self.run.step, previews_folder(self.output)
+        prompts, steps = self.run.config.monitor.preview_prompts, [*self.history.previews, step]
         try:
-            paths = draw_previews(self.run, previewer, folder)
-        except InputError as error:
+            paths = [*draw_previews(self.run, previewer, folder), draw_strip(folder, prompts, steps)]
+        except (InputError, OUT_OF_MEMORY) as error:
             # hours of training are worth more than a picture that could not be drawn
-            self.log.write("preview", step, {"problem": str(error)})
-            self.listeners.on_problem(f"no preview at step {step}: {error}")
+            why = str(error)
+            if isinstance(error, OUT_OF_MEMORY):
+                make_room(self.run, error)
+                why = "the device ran out of memory; lower preview_resolution"
+            self.log.write("preview", step, {"problem": why})
+            self.listeners.on_problem(f"no preview at step {step}: {why}")
             return
-        self.history.previews.append(step)
-        paths.append(draw_strip(folder, self.run.config.monitor.preview_prompts, self.history.previews))
+        self.history.previews = steps
         self.log.write("preview", step, {"files": [str(path) for path in paths]})
         self.listeners.on_preview(step, paths)
 
     def _keep(self, count: int) -> None:
         """Keep the adapter of this step, and of the earlier ones that this run kept only as many as wanted."""
-        self.write(step_path(self.output, self.run.step), "step")
+        path = step_path(self.output, self.run.step)
+        if not self._tried("the adapter", lambda: self.write(path, "step")):
+            return
         kept = [*self.history.adapters, self.run.step]
         self.history.adapters = kept[-count:]
         for step in kept[:-count]:
@@ -176,12 +189,21 @@ class Milestones:
     def _save(self) -> None:
         """Keep the adapter of this step and the resumable state, because someone asked for them."""
         step, path = self.run.step, step_path(self.output, self.run.step)
-        try:
+
+        def write() -> None:
             if step not in (*self.history.adapters, *self.history.saved):
                 self.write(path, "step")
             self.history.saved = sorted({*self.history.saved, step})
             self.save_state()
-        except InputError as error:  # a full disk, say: the run may still end well
-            self.listeners.on_problem(f"not saved at step {step}: {error}")
-            return
-        self.listeners.on_save(path)
+
+        if self._tried("the adapter", write):
+            self.listeners.on_save(path)
+
+    def _tried(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether it could be written: on a disk that is full now, say, the run may still end well."""
+        try:
+            write()
+        except InputError as error:
+            self.listeners.on_problem(f"{what} was not saved at step {self.run.step}: {error}")
+            return False
+        return True

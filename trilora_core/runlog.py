@@ -22,7 +22,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import safetensors
 import torch
 
 from . import __version__
-from .atomic import write_atomic
+from .atomic import refusal, write_atomic
 from .config import to_json
 from .data.dataset import Dataset
 from .errors import InputError
@@ -58,10 +58,13 @@ class RunLog:
 
     A run that starts at 0 starts a new log; one that is resumed goes on with the old one, without its lines beyond
     `step`. Lines are written together, every ten seconds and at `flush`, so that a step costs nothing. Raises
-    InputError when the file cannot be written.
+    InputError when the file cannot be made. Lines that cannot be added later, on a disk that has become full say, wait
+    for the next time, and `on_problem` hears of it once: a run is worth more than its log.
     """
 
-    def __init__(self, output: Path, step: int) -> None:
+    def __init__(self, output: Path, step: int, on_problem: Callable[[str], None] = lambda text: None) -> None:
+        self._on_problem = on_problem
+        self._told = False
         self._path = log_path(output)
         self._waiting: list[str] = []
         self._flushed = time.monotonic()
@@ -94,20 +97,20 @@ class RunLog:
             self.flush()
 
     def flush(self) -> None:
-        """Bring all lines to the file."""
+        """Bring all lines to the file, or keep them until the next time."""
         self._flushed = time.monotonic()
-        text = "".join(self._waiting)
-        self._waiting.clear()
         if self._board is not None:
             self._board.flush()
-        if not text:
+        if not self._waiting:
             return
         try:
-            with self._path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            _append(self._path, "".join(self._waiting))
         except OSError as error:
-            why = error.strerror or error
-            raise InputError(f"cannot write the log {self._path}: {why}; make room or choose another folder") from error
+            if not self._told:
+                self._told = True
+                self._on_problem(str(refusal(f"the log {self._path}", error)))
+        else:
+            self._waiting.clear()
 
 
 def run_facts(run: Run, output: Path, held_out: Dataset | None) -> dict[str, Any]:
@@ -159,6 +162,18 @@ def _lines_until(path: Path, step: int) -> list[str]:
 
 def _fill(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _append(path: Path, text: str) -> None:
+    """Add text to a file, all of it or nothing."""
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode("utf-8"))
+            file.flush()
+        except OSError:
+            file.raw.truncate(before)
+            raise
 
 
 def _belongs(line: str, step: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .atomic import check_name, check_writable
+from .atomic import check_name, check_room, check_writable
 from .checkpoint import load_state, remove_leftovers, remove_state, save_state, state_path
 from .companion import same_start
 from .crew import Lost
@@ -23,7 +23,7 @@ from .data.dataset import Dataset
 from .errors import InputError
 from .fileformat import Adapter, read_adapter, read_metadata, write_adapter
 from .jsontext import read_json
-from .memory import OUT_OF_MEMORY, make_room
+from .memory import OUT_OF_MEMORY, expected_state, make_room
 from .metadata import training_metadata
 from .milestones import History, Listeners, Milestones, best_path, step_path
 from .monitor import Measure, Monitor, best_measure
@@ -134,14 +134,16 @@ def train_to_file(
     """
     check_name(output)
     check_writable(output.parent)
+    check_room(output.parent, _bytes_of(run, dtype))
     _check_watch(run, held_out, previewer)
     remove_leftovers(output)
     state = state_path(output)
     history = History.load(load_state(state, run) if resume and state.is_file() else {})
     monitor = None if held_out is None else Monitor(run, held_out)  # asks the base, so before the adapter is attached
-    with RunLog(output, run.step) as log:
+    with RunLog(output, run.step, listeners.on_problem) as log:
         log.write("start", run.step, run_facts(run, output, held_out))
-        keep = _Keeper(run, output, dict(metadata), dtype, time.time(), on_stopped, history, log)
+        told = (on_stopped, listeners.on_problem)
+        keep = _Keeper(run, output, dict(metadata), dtype, time.time(), *told, history, log)
         way = Milestones(run, output, history, log, keep.on_the_way, keep.save_state, monitor, previewer, listeners)
         listeners.on_begin()
         same_start(run, history)  # last of what may be refused
@@ -153,11 +155,11 @@ def train_to_file(
                 way.reach()  # the start, or what an interrupt kept the resumed step from
                 for step in stack.enter_context(closing(_steps(run, way, log))):
                     way.reach()
-                    if way.saves:
-                        keep.save_state()
+                    way.keep_state()
                     on_step(step)
                 if run.step == run.config.steps or way.exhausted:
                     way.reach(last=True)
+            path, why = keep.ended(exhausted=way.exhausted)
         except interrupts:
             keep.stopped("interrupt")
             raise
@@ -166,15 +168,23 @@ def train_to_file(
             raise
         except OUT_OF_MEMORY as error:
             make_room(run, error)  # first: writing needs some of it
+            if not run.whole:
+                run.undo()
             keep.stopped("memory")
             raise
         except TrainingDiverged as error:
             log.write("step", error.step.step, _facts(error.step))
             path = keep.stopped("diverged")
             raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error), error.step) from error
-        if run.step < run.config.steps and not way.exhausted:
-            return keep.outcome(keep.stopped("stop"), "stop")
-        return keep.outcome(*keep.finished("validation" if run.step < run.config.steps else "steps"))
+        return keep.outcome(path, why)
+
+
+def _bytes_of(run: Run, dtype: torch.dtype) -> int:
+    """What the adapter and one state of a run take on the disk."""
+    parameters = run.trainable.trainable()
+    own = sum(parameter.nbytes for parameter in parameters)
+    optimizer = expected_state(run.trainable, run.config.optimizer)
+    return sum(parameter.numel() for parameter in parameters) * dtype.itemsize + 2 * own + optimizer
 
 
 def _check_watch(run: Run, held_out: Dataset | None, previewer: Previewer | None) -> None:
@@ -229,6 +239,7 @@ def _whole(*, forget: bool = False) -> Iterator[None]:
 def _outcome(path: Path, output: Path, history: History, losses: list[float], steps: int, ended: str) -> Outcome:
     """What lies at `path`, as a reader of the file would get it, and what the run to `output` left beside it."""
     kept = (step_path(output, step) for step in sorted({*history.adapters, *history.saved}))
+    best = best_measure(history.measures)
     return Outcome(
         path=path,
         adapter=read_adapter(path),
@@ -237,7 +248,7 @@ def _outcome(path: Path, output: Path, history: History, losses: list[float], st
         finished=ended != "stop",
         ended=ended,
         measures=tuple(history.measures),
-        best=best_path(output) if history.best and best_path(output).is_file() else None,
+        best=best_path(output) if best and history.best == best.step and best_path(output).is_file() else None,
         kept=tuple(file for file in kept if file.is_file()),
     )
 
@@ -252,6 +263,7 @@ class _Keeper:
     dtype: torch.dtype
     started: float
     on_stopped: Callable[[Path], None]
+    on_problem: Callable[[str], None]
     history: History
     log: RunLog
 
@@ -270,13 +282,25 @@ class _Keeper:
             self.log.write("end", 0, {"ended": why, "file": None})
             return None
         with _whole(forget=True):
-            if why != "diverged":
-                self.save_state()
+            if why != "diverged" and self.run.whole:
+                self._try_state()
             path = stopped_path(self.output, self.run.step)
             self._write(path, {"trilora.ended": why}, finished=False)
             self.log.write("end", self.run.step, {"ended": why, "file": str(path)})
         self.on_stopped(path)
         return path
+
+    def _try_state(self) -> None:
+        try:
+            self.save_state()
+        except InputError as error:  # the adapter is smaller, and may have room on a disk that is almost full
+            self.on_problem(f"the state was not saved at step {self.run.step}: {error}")
+
+    def ended(self, *, exhausted: bool) -> tuple[Path | None, str]:
+        """Write what a run leaves that did its last step or was asked to stop: the file, and how it ended."""
+        if self.run.step == self.run.config.steps:
+            return self.finished("steps")
+        return self.finished("validation") if exhausted else (self.stopped("stop"), "stop")
 
     def finished(self, why: str) -> tuple[Path, str]:
         """Write the adapter of a run that did what was asked for, and clear its state away unless that is to stay."""

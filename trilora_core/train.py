@@ -124,6 +124,7 @@ class Run:
         self.losses: list[float] = []
         self.start_hash = ""  # of the adapter that this run continues, if any
         self.calibration_key = ""  # of the calibration that the adapter starts from, if any
+        self.whole = True  # False where a step was cut off between the optimizer's first number and its last
         self._bad = 0
         self._stop = False
         self._save = False
@@ -265,11 +266,13 @@ class Run:
         dropped = _why_drop(loss, norm)
         if not dropped:
             self._result.keep()  # what the step makes of the parameters is not yet proven
+            self.whole = False
             self.scaler.step(self.optimizer)
             self._result.stepped()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1  # only now: a step that ran out of memory was none, and is done again by a resumed run
+        self.whole = True
         self.losses.append(loss)
         self._bad = self._bad + 1 if dropped else 0
         step = Step(self.step, self.config.steps, loss, rate, norm, time.perf_counter() - started, dropped)
@@ -277,6 +280,10 @@ class Run:
             self._result.go_back()
             raise TrainingDiverged(_diverged(self.step, dropped), step)
         return step
+
+    def undo(self) -> None:
+        """Make the adapter what it was before a step that was cut off; the optimizer's own numbers stay torn."""
+        self._result.go_back()
 
     def _backward(self, micro: int) -> Tensor:
         """Forward and backward of this process's share of one batch; its share of the loss, without waiting for it."""

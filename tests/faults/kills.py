@@ -1,0 +1,148 @@
+"""kill -9 at random moments of training, saving, resuming and encoding: what is lost, and what goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing, suppress
+from pathlib import Path
+
+import safetensors
+
+from tests.counting import CountingEncoder, config, fill
+from tests.test_resume_kill import SAVE_EVERY, Nursery, equal, nursery, saved_step, tensors, told
+from trilora_core.checkpoint import state_path
+from trilora_core.data import load_folder
+from trilora_core.data.cache import DiskStore
+from trilora_core.fileformat import read_metadata
+from trilora_core.milestones import best_path
+from trilora_core.runlog import log_path
+
+EVENTS = 160  # times that a whole run opens, renames or deletes a file, and some: a later number kills nobody
+PICTURES = 40
+
+
+def kill_runs(folder: Path, count: int, seed: int) -> Counter[str]:
+    """Kill `count` runs, half of them once more in the resume, and finish each: what came of it.
+
+    Every other one kills itself at a file event, which is where saving is; the others are killed by the clock.
+    AssertionError where anything is lost but the steps since the last state, or half written.
+    """
+    found: Counter[str] = Counter()
+    whole = folder / "whole" / "a.safetensors"
+    with nursery() as parent:
+        assert parent.ask("here", whole) == "done"
+        started = time.monotonic()
+        parent.start("train", folder / "again" / "a.safetensors")
+        assert parent.end() == "done"
+        took = time.monotonic() - started
+        for number in range(count):
+            draw = random.Random(f"{seed} {number}")
+            output = folder / f"{number}" / "a.safetensors"
+            for verb in ("train", "resume")[: 1 + number % 2]:
+                before = saved_step(output)
+                found[f"{verb}: killed"] += killed(parent, verb, output, draw, took, by_event=number % 4 > 1)
+                done = before + counted(output)
+                check_whole(output)
+                if not output.exists():
+                    lost = done - saved_step(output)
+                    assert lost <= SAVE_EVERY, (number, verb, lost)
+                    found["steps lost"] += max(0, lost)
+                found["half-written, under names of their own"] += len(list(output.parent.glob(".*.part")))
+            parent.start("resume", output)
+            assert parent.end() == "done", number
+            check_finished(output, whole)
+            found["resumed to the same bits"] += 1
+    return found
+
+
+def killed(parent: Nursery, verb: str, output: Path, draw: random.Random, took: float, *, by_event: bool) -> bool:
+    """Start a child and have it killed; whether it was before it ended."""
+    if by_event:
+        parent.start(f"{verb}:{draw.randint(1, EVENTS)}", output)
+        return parent.end() == "dead"
+    child = parent.start(verb, output)
+    time.sleep(took * draw.random())
+    with suppress(ProcessLookupError):  # it was faster
+        os.kill(child, signal.SIGKILL)
+    return parent.end() == "dead"
+
+
+def counted(output: Path) -> int:
+    """Steps that the last child did."""
+    path = output.with_suffix(".count")
+    return path.stat().st_size if path.exists() else 0
+
+
+def check_whole(output: Path) -> None:
+    """Every file under a name of its own can be read to its end; of the log, every line but perhaps the last."""
+    for path in (*output.parent.glob("a*.safetensors"), *output.parent.glob("a*.state")):
+        assert tensors(path), path
+        with safetensors.safe_open(path, framework="pt") as file:
+            assert file.metadata(), path
+    if log_path(output).exists():
+        for line in log_path(output).read_text(encoding="utf-8").split("\n")[:-1]:
+            json.loads(line)
+
+
+def check_finished(output: Path, whole: Path) -> None:
+    """All that the finished run left is that of the uninterrupted one."""
+    assert equal(output, whole) and equal(best_path(output), best_path(whole))
+    assert read_metadata(output)["trilora.history"] == read_metadata(whole)["trilora.history"]
+    assert told(output, "step") == told(whole, "step") and told(output, "measure") == told(whole, "measure")
+    assert not list(output.parent.glob(".*.part")) and not state_path(output).exists()
+    names = [path.name for path in sorted(output.parent.glob("a_step_*"))]
+    assert names == ["a_step_00015.safetensors", "a_step_00018.safetensors"]
+
+
+def kill_encoding(folder: Path, count: int, seed: int) -> Counter[str]:
+    """Kill `count` encodings of a folder, each up to three times, and finish each: what came of it."""
+    found: Counter[str] = Counter()
+    fill(folder / "pictures", PICTURES)
+    wanted = load_folder(config(folder / "pictures"), CountingEncoder())
+    with nursery() as parent:
+        assert parent.ask("here", folder / "warm" / "a.safetensors") == "done"
+        started = time.monotonic()
+        parent.start("encode", folder / "whole")
+        assert parent.end() == "done"
+        took = time.monotonic() - started
+        for number in range(count):
+            draw, place = random.Random(f"{seed} {number}"), folder / f"{number}"
+            kept = 0
+            for _ in range(draw.randint(1, 3)):
+                dead = killed(parent, "encode", place, draw, took, by_event=False)
+                found["encode: killed"] += dead
+                now = entries(place / "data.sqlite")
+                assert now >= kept, "what was committed is gone"
+                kept = now
+            encoder = CountingEncoder()
+            with closing(DiskStore(place / "data.sqlite", 1 << 30)) as store:
+                data = load_folder(config(folder / "pictures"), encoder, store)
+                assert data.content_hash == wanted.content_hash
+                for one, other in zip(data.items, wanted.items, strict=True):
+                    assert store.get(one.latents[0]).equal(wanted.store.get(other.latents[0]))
+            assert len(encoder.sizes) <= PICTURES + 2 - kept, "what was kept was encoded again"
+            assert not list(place.glob("*.broken*"))
+            found["entries kept"] += kept
+            found["finished to the same bits"] += 1
+    return found
+
+
+def entries(path: Path) -> int:
+    """How many values a cache holds after a kill; AssertionError where the file is damaged."""
+    if not path.exists():
+        return 0
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        try:
+            (pairs,) = db.execute("SELECT count(*) FROM entries JOIN blobs USING (id)").fetchone()
+            (rows,) = db.execute("SELECT count(*) FROM entries").fetchone()
+        except sqlite3.OperationalError:  # killed before its tables were there
+            return 0
+    assert pairs == rows
+    return int(rows)

@@ -735,8 +735,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    for name in ("socket.connect", "socket.connect_ex", "socket.sendto", "socket.sendmsg"):
+        monkeypatch.setattr(f"socket.{name}", refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(f"socket.{name}", refuse)
 
 
 def wide_sd(folder: Path) -> Any:

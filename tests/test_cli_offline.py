@@ -1,4 +1,4 @@
-"""Training, saving and loading without any network: folders and single files of SD 1.5 and SDXL; and the options that
+"""Training, saving, loading and merging without any network: folders and single files of SD 1.5 and SDXL; and the options that
 come to lie beside the adapter."""
 
 from __future__ import annotations
@@ -90,6 +90,20 @@ def test_nothing_asks_the_network_and_the_saved_options_run_again(kind, pictures
     drawn = tmp_path / "drawn.png"
     argv = ["apply", "--model", str(model), "--adapter", str(output), "--prompt", "a fox", "--output", str(drawn)]
     assert main([*argv, "--steps", "1"]) == 0 and drawn.is_file()
+    if kind == "sd15 file":
+        files(output, tmp_path)
+
+
+def files(adapter: Path, folder: Path) -> None:
+    """The verbs that read and write adapters alone."""
+    one, made = str(adapter), str(folder / "made.safetensors")
+    for argv in (
+        ["merge", one, one, "--weights", "0.5", "0.5"],
+        ["resize", one, "--rank", "1"],
+        ["convert", one, "--to", "peft"],
+    ):
+        assert main([*argv, "--output", made]) == 0 and read_adapter(Path(made)).layers
+    assert main(["inspect", made]) == 0
 
 
 def again(output: Path, first: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

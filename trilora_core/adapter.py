@@ -18,6 +18,7 @@ from .calibration import Calibration
 from .config import AdapterConfig, parse_rank
 from .errors import InputError
 from .fileformat import Layer
+from .meter import OUT_OF_MEMORY
 from .objective import orthogonality
 
 __all__ = ["SIGMA_INITS", "Branch", "Target", "TriLoRA", "derive_seed"]
@@ -234,8 +235,13 @@ class TriLoRA:
 
     @torch.no_grad()
     def canonical(self) -> dict[str, Layer]:
-        """Every layer in true SVD form, companion and carried layers included."""
-        found = spectral.canonical_many(self._factors())
+        """Every layer in true SVD form, companion and carried layers included; on the CPU where the device is full."""
+        factors = self._factors()
+        try:
+            found = spectral.canonical_many(factors)
+        except OUT_OF_MEMORY:  # nothing that was trained may be lost for want of room to save it
+            there = {stem: (up.cpu(), down.cpu()) for stem, (up, down) in factors.items()}
+            found = spectral.canonical_many(there)
         cpu = {stem: spectral.SVD(*(part.cpu() for part in found[stem])) for stem in self.branches}
         return {stem: Layer(cpu[stem], self.branches[stem].kernel) for stem in cpu} | self.carried
 

@@ -57,8 +57,8 @@ def check_room(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise InputError(
-            f"the disk of {folder} has {free / 2**20:.1f} MiB left; what this run writes takes {wanted / 2**20:.1f} MiB:"
-            " make room there, or choose another folder"
+            f"the disk of {folder} has {free / 2**20:.1f} MiB left; what this run writes takes"
+            f" {wanted / 2**20:.1f} MiB: make room there, or choose another folder"
         )
 
 

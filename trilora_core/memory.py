@@ -18,14 +18,11 @@ from torch import Tensor
 from .adapter import TriLoRA
 from .config import OptimizerConfig
 from .errors import InputError
-from .meter import Meter, statistics
+from .meter import OUT_OF_MEMORY, Meter, statistics
 from .recompute import checkpointed
 from .train import Run
 
 __all__ = ["OUT_OF_MEMORY", "Estimate", "estimate", "free_memory", "make_room", "out_of_memory", "preflight", "spilled"]
-
-OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-"""What torch raises on an accelerator that is full. A computer whose own memory is full ends the process instead."""
 
 _MOST_BATCHES = 10_000  # that are looked through for the largest one
 _GIB = 2**30

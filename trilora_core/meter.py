@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-__all__ = ["Meter", "statistics"]
+__all__ = ["OUT_OF_MEMORY", "Meter", "statistics"]
+
+OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""What torch raises on an accelerator that is full. A computer whose own memory is full ends the process instead."""
 
 
 class Meter(TorchDispatchMode):

@@ -1,21 +1,29 @@
-"""kill -9 at random moments of training, saving, resuming and encoding: what is lost, and what goes on."""
+"""kill -9 at random moments of training, saving, resuming and encoding: what is lost, and what goes on.
+
+python -m tests.faults.kills --runs 60 --encodings 40
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import safetensors
+import torch
 
 from tests.counting import CountingEncoder, config, fill
-from tests.test_resume_kill import SAVE_EVERY, Nursery, equal, nursery, saved_step, tensors, told
 from trilora_core.checkpoint import state_path
 from trilora_core.data import load_folder
 from trilora_core.data.cache import DiskStore
@@ -25,6 +33,62 @@ from trilora_core.runlog import log_path
 
 EVENTS = 160  # times that a whole run opens, renames or deletes a file, and some: a later number kills nobody
 PICTURES = 40
+SAVE_EVERY = 3  # of tests/killed.py
+
+
+class Nursery:
+    """A process that has imported everything and forks a training child on each request."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process = process
+
+    def ask(self, verb: str, output: Path) -> str:
+        self.process.stdin.write(f"{verb} {output}\n")
+        self.process.stdin.flush()
+        return self.end()
+
+    def start(self, verb: str, output: Path) -> int:
+        return int(self.ask(verb, output))
+
+    def end(self) -> str:
+        return self.process.stdout.readline().strip()
+
+
+@contextmanager
+def nursery() -> Iterator[Nursery]:
+    command = [sys.executable, "-m", "tests.killed"]
+    root = Path(__file__).resolve().parents[2]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # with a GPU, torch starts threads, and processes with threads cannot be forked
+    with subprocess.Popen(command, cwd=root, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **pipes) as process:
+        yield Nursery(process)
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def equal(one: Path, other: Path) -> bool:
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def saved_step(output: Path) -> int:
+    """The step of the state that is there, which must be whole; 0 without one."""
+    if not state_path(output).is_file():
+        return 0
+    assert tensors(state_path(output))
+    with safetensors.safe_open(state_path(output), framework="pt") as file:
+        return json.loads(file.metadata()["trilora.state"])["step"]
+
+
+def told(output: Path, event: str) -> list[dict]:
+    """The lines of the log without what differs from machine to machine."""
+    lines = [json.loads(line) for line in log_path(output).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "path")} for line in lines if line["event"] == event]
 
 
 def kill_runs(folder: Path, count: int, seed: int) -> Counter[str]:
@@ -146,3 +210,22 @@ def entries(path: Path) -> int:
             return 0
     assert pairs == rows
     return int(rows)
+
+
+def main() -> int:
+    """Kill as often as asked and print what came of it; AssertionError where something was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--encodings", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for kill, count in ((kill_runs, arguments.runs), (kill_encoding, arguments.encodings)):
+        with tempfile.TemporaryDirectory() as name:
+            found = kill(Path(name), count, arguments.seed)
+        print(*(f"{what}: {number}" for what, number in sorted(found.items())), sep="\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

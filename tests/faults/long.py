@@ -1,6 +1,6 @@
 """A long training at full speed, with all that a run can watch: does memory, pace, log or panel drift?
 
-    python -m tests.faults.long --minutes 60
+python -m tests.faults.long --minutes 60
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class Server:
     client: Client
     log_file: Path
     start_log: str
+    process: subprocess.Popen[bytes]
 
     @property
     def loras(self) -> Path:
@@ -58,6 +59,13 @@ def fill_base_directory(base: Path) -> Path:
 def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Server]:
     """Fill the empty folder `base`, start the host on it, and stop it afterwards; AssertionError with its log."""
     fill_base_directory(base)
+    with serve(host, base, timeout=timeout) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Server]:
+    """Start the host on a folder that was filled, and may have been served from before; stop it afterwards."""
     log_file, port = base / "server.log", _free_port()
     command = [str(host.python), str(host.root / "main.py"), "--cpu", "--port", str(port), "--disable-api-nodes"]
     command += ["--fp32-text-enc"]  # the host's choice is fp16, which takes ten times as long on a CPU
@@ -74,7 +82,7 @@ def run_server(host: Host, base: Path, *, timeout: float = 240) -> Iterator[Serv
         try:
             client = Client(f"http://127.0.0.1:{port}")
             _wait_until_up(client, process, log_file, time.monotonic() + timeout)
-            yield Server(host, base, client, log_file, _read(log_file))
+            yield Server(host, base, client, log_file, _read(log_file), process)
         finally:
             process.terminate()
             try:

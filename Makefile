@@ -1,6 +1,7 @@
 # make demo    train a small adapter on this machine and show what it changed (about 3 minutes on two CPU cores)
 # make test    every test tier that this machine allows, in two lanes side by side
-# make soak    the long attacks: thousands of hostile files, fuzzing guided by coverage, the algebra on many more inputs
+# make soak    the long attacks: thousands of hostile files, fuzzing guided by coverage, the algebra on many more inputs,
+#              kills, full disks and interrupts by the hundred, an hour of training; SOAK_MINUTES=60, SOAK_FAULTS=100
 # make lint    ruff: lint and format
 # make types   mypy, strict, on trilora_core
 # make clean   remove the virtual environment, the demo's output and caches
@@ -17,6 +18,8 @@ PYTEST_FLAGS ?=
 SOAK_INPUTS ?= 12000
 SOAK_SECONDS ?= 300
 SOAK_SEED ?= 0
+SOAK_FAULTS ?= 100
+SOAK_MINUTES ?= 60
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
@@ -32,6 +35,11 @@ soak: .venv/.soak
 	$(BIN)/python -m tests.hostile.soak --inputs $(SOAK_INPUTS) --seed $(SOAK_SEED)
 	$(BIN)/python -m tests.hostile.guided --seconds $(SOAK_SECONDS)
 	TRILORA_EXAMPLES=300 $(BIN)/pytest --no-cov tests/hostile/test_algebra.py
+	$(BIN)/python -m tests.faults.kills --runs $(SOAK_FAULTS) --encodings $(SOAK_FAULTS) --seed $(SOAK_SEED)
+	$(BIN)/python -m tests.faults.disk --rooms $(SOAK_FAULTS) --seed $(SOAK_SEED)
+	$(BIN)/python -m tests.faults.interrupts --count $(SOAK_FAULTS) --seed $(SOAK_SEED)
+	TRILORA_FAULTS=$(SOAK_FAULTS) $(BIN)/pytest --no-cov -s --timeout 14400 tests/host/test_faults.py
+	$(BIN)/python -m tests.faults.long --minutes $(SOAK_MINUTES)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

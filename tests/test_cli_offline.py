@@ -1,5 +1,5 @@
-"""Training, saving, loading and merging without any network: folders and single files of SD 1.5 and SDXL; and the options that
-come to lie beside the adapter."""
+"""Training, saving, loading and merging without any network, from folders and single files of SD 1.5 and SDXL; and the
+options that come to lie beside the adapter."""
 
 from __future__ import annotations
 

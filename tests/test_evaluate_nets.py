@@ -27,6 +27,16 @@ def test_inception_is_that_of_fid(tmp_path) -> None:
     assert float(found.std()) == pytest.approx(4.6034827, rel=1e-4)
 
 
+def test_an_old_torch_opens_no_pickle(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "pt_inception.pth"
+    path.write_bytes(pickle.dumps(_Evil(str(tmp_path / "ran"))))
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(InputError, match=r"torch 2\.5\.1\+cpu cannot read .* install torch 2\.6 or newer"):
+        read_inception(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not evaluate_nets._safe_pickles(), reason="this torch opens no pickle here")
 def test_weights_are_read_without_running_anything(tmp_path) -> None:
     """The .pth of pytorch-fid has layers of the classes too, and no counters of batches."""
     state = {**{name: value[:1] for name, value in inception_state().items()}, "fc.bias": torch.zeros(1008)}

@@ -87,6 +87,21 @@ def test_a_crash_is_the_last_line(tmp_path):
     assert lines(output)[-1] == {"event": "end", "step": 1, "ended": "error", "problem": "MemoryError: too little"}
 
 
+def test_a_full_disk_leaves_no_half_line_and_the_lines_come_later(tmp_path):
+    disk = pytest.importorskip("tests.faults.disk", reason="needs POSIX", exc_type=ImportError)
+    output, problems = tmp_path / "a.safetensors", []
+    log = RunLog(output, 0, problems.append)
+    log.write("step", 1, {"loss": 1.0})
+    log.flush()
+    before = log_path(output).read_bytes()
+    log.write("step", 2, {"loss": 2.0})
+    with disk.at_most(len(before) + 10):
+        log.flush()
+    assert log_path(output).read_bytes() == before and "make room there" in problems[0]
+    log.flush()
+    assert [line["step"] for line in lines(output)] == [1, 2] and len(problems) == 1
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
     output = tmp_path / "a.safetensors"
     problems = []

@@ -102,6 +102,11 @@ def read_inception(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, .safetensors or torch's own; no code in it is run. Raises InputError."""
     if not path.is_file():
         raise InputError(f"there is no file {path}; {WHERE_INCEPTION}")
+    if path.suffix.lower() != ".safetensors" and not _safe_pickles():
+        raise InputError(
+            f"{path} is a pickle, which torch {torch.__version__} cannot read without a risk of running what is in it;"
+            " give a .safetensors file, or install torch 2.6 or newer"
+        )
     try:
         if path.suffix.lower() == ".safetensors":
             found: Any = load_file(path)
@@ -114,6 +119,12 @@ def read_inception(path: Path) -> dict[str, Tensor]:
     # files of old have no counters of batches, which are not needed either
     counters = {name: torch.tensor(0) for name in InceptionFID.counters() if name not in found}
     return {**counters, **found}
+
+
+def _safe_pickles() -> bool:
+    """Whether `weights_only` keeps what it promises: before torch 2.6 it could be got around (CVE-2025-32434)."""
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 6)
 
 
 # --- CLIP ---------------------------------------------------------------------

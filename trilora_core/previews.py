@@ -83,7 +83,7 @@ def _thinned(steps: Sequence[int]) -> list[int]:
 def _thumbnail(path: Path) -> Image.Image:
     """The picture, fitted into a cell; small ones are enlarged."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             whole = picture.convert("RGB")
     except OSError:
         return Image.new("RGB", (1, 1), "white")

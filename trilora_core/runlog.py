@@ -166,13 +166,13 @@ def _fill(path: Path, text: str) -> None:
 
 def _append(path: Path, text: str) -> None:
     """Add text to a file, all of it or nothing."""
-    with path.open("ab") as file:
-        before = file.tell()
+    with path.open("ab", buffering=0) as file:  # a buffer would write its rest once more when it is closed
+        before, left = file.tell(), memoryview(text.encode("utf-8"))
         try:
-            file.write(text.encode("utf-8"))
-            file.flush()
+            while left:
+                left = left[file.write(left) :]
         except OSError:
-            file.raw.truncate(before)
+            file.truncate(before)
             raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -285,7 +286,7 @@ class _Keeper:
             if why != "diverged" and self.run.whole:
                 self._try_state()
             path = stopped_path(self.output, self.run.step)
-            self._write(path, {"trilora.ended": why}, finished=False)
+            self._write_result(path, why, finished=False)
             self.log.write("end", self.run.step, {"ended": why, "file": str(path)})
         self.on_stopped(path)
         return path
@@ -305,7 +306,7 @@ class _Keeper:
     def finished(self, why: str) -> tuple[Path, str]:
         """Write the adapter of a run that did what was asked for, and clear its state away unless that is to stay."""
         with _whole(forget=True):
-            self._write(self.output, {"trilora.ended": why}, finished=True)
+            self._write_result(self.output, why, finished=True)
             if self.run.config.monitor.keep_state:
                 self.save_state()
             else:
@@ -318,6 +319,20 @@ class _Keeper:
         if path is None:
             raise InputError("the run was stopped before its first step; nothing was trained and no file was written")
         return _outcome(path, self.output, self.history, list(self.run.losses), self.run.step, why)
+
+    def _write_result(self, path: Path, why: str, *, finished: bool) -> None:
+        """Write what a run leaves; where that cannot be, on a full disk say, keep it among the temporary files."""
+        try:
+            self._write(path, {"trilora.ended": why}, finished=finished)
+        except InputError as error:
+            try:
+                other = Path(tempfile.mkdtemp(prefix="trilora-")) / path.name
+                self._write(other, {"trilora.ended": why}, finished=finished)
+            except (InputError, OSError):
+                raise error from None
+            raise InputError(
+                f"{error}. What was trained is kept as {other}: move it before it is cleared away"
+            ) from None
 
     def _write(self, path: Path, more: Mapping[str, str], *, finished: bool) -> None:
         """Write the adapter that is to be saved now with the metadata of this run."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -68,6 +69,9 @@ def fill_rooms(folder: Path, count: int, seed: int, *, mounted: bool) -> Counter
         check(told, place)
         found[kind(told)] += 1
         found["complaints on the way"] += len(told.problems)
+        if mounted and told.ended != "steps" and told.step:
+            check_rescued(told, whole)
+            found["of these, kept among the temporary files"] += 1
         if told.ended != "steps":
             assert train(place / "a.safetensors", resume=True).ended == "steps", (size, told)
         assert equal(place / "a.safetensors", whole), (size, told)
@@ -112,6 +116,14 @@ def check(told: Told, folder: Path) -> None:
     if folder.exists():
         check_whole(folder / "a.safetensors")
         assert not list(folder.glob(".*.part")), told
+
+
+def check_rescued(told: Told, whole: Path) -> None:
+    """What had no room where it should lie is whole elsewhere, and the message says where."""
+    place = re.search(r"is kept as (\S+): move it", told.ended)
+    assert place is not None, told
+    assert equal(Path(place[1]), whole)
+    shutil.rmtree(Path(place[1]).parent)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ soak: .venv/.soak
 	$(BIN)/python -m tests.faults.kills --runs $(SOAK_FAULTS) --encodings $(SOAK_FAULTS) --seed $(SOAK_SEED)
 	$(BIN)/python -m tests.faults.disk --rooms $(SOAK_FAULTS) --seed $(SOAK_SEED)
 	$(BIN)/python -m tests.faults.interrupts --count $(SOAK_FAULTS) --seed $(SOAK_SEED)
-	TRILORA_FAULTS=$(SOAK_FAULTS) $(BIN)/pytest --no-cov -s --timeout 14400 tests/host/test_faults.py
+	TRILORA_FAULTS=$(SOAK_FAULTS) $(BIN)/pytest --no-cov -s tests/host/test_faults.py
 	$(BIN)/python -m tests.faults.long --minutes $(SOAK_MINUTES)
 
 lint: .venv/.dev

@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for tier in TIERS:
             if here / tier in item.path.parents:
                 item.add_marker(tier)
-                item.add_marker(pytest.mark.timeout(HOST_SECONDS))
+                if item.get_closest_marker("timeout") is None:
+                    item.add_marker(pytest.mark.timeout(HOST_SECONDS))
                 config.stash[_left_out] = not _HOSTS
 
 

@@ -19,13 +19,15 @@ from . import workflow
 from .client import Client, Graph
 from .discovery import Host, find_hosts
 from .in_process import run_in_host
-from .models import sd15_checkpoint, sd15_clip_checkpoint
+from .models import sd3_checkpoint, sd15_clip_checkpoint
 from .server import Server, fill_base_directory, serve
 
 COUNT = int(os.environ.get("TRILORA_FAULTS", "0"))
 SAVE_EVERY = 2
 GROWTH = 100_000  # bytes a round: one forgotten adapter with its optimizer and copies would be a million
 HOSTS = find_hosts() if COUNT else find_hosts()[:1]
+
+pytestmark = pytest.mark.timeout(900 + 200 * COUNT)
 
 
 @pytest.fixture(scope="module", params=HOSTS or [None], ids=[host.name for host in HOSTS] or ["none"])
@@ -40,7 +42,7 @@ def chosen(request: pytest.FixtureRequest) -> Host:
 def found(chosen: Host) -> dict[str, Any]:
     """What the script saw in that host."""
     counts = {"interrupts": COUNT or 3, "turns": COUNT // 2 or 2}
-    answer = run_in_host(chosen, "faults", {"checkpoint": str(sd15_checkpoint()), **counts}, timeout=7200)
+    answer = run_in_host(chosen, "faults", {"checkpoint": str(sd3_checkpoint()), **counts}, timeout=900 + 200 * COUNT)
     print(f"\nComfyUI {chosen.name}: {answer}")
     return answer
 

@@ -24,6 +24,7 @@ from .server import Server, fill_base_directory, serve
 
 COUNT = int(os.environ.get("TRILORA_FAULTS", "0"))
 SAVE_EVERY = 2
+PLACES = ("forward", "backward", "optimizer", "preview", "save") if COUNT else ("optimizer", "preview", "save")
 GROWTH = 100_000  # bytes a round: one forgotten adapter with its optimizer and copies would be a million
 HOSTS = find_hosts() if COUNT else find_hosts()[:1]
 
@@ -41,7 +42,7 @@ def chosen(request: pytest.FixtureRequest) -> Host:
 @pytest.fixture(scope="module")
 def found(chosen: Host) -> dict[str, Any]:
     """What the script saw in that host."""
-    counts = {"interrupts": COUNT or 3, "turns": COUNT // 2 or 2}
+    counts = {"places": PLACES, "interrupts": COUNT or 2, "turns": COUNT // 2 or 2, "warm": 10 if COUNT else 1}
     answer = run_in_host(chosen, "faults", {"checkpoint": str(sd3_checkpoint()), **counts}, timeout=900 + 200 * COUNT)
     print(f"\nComfyUI {chosen.name}: {answer}")
     return answer
@@ -55,7 +56,7 @@ def test_an_interrupt_at_any_moment_leaves_the_model_and_the_work(found: dict[st
     assert not COUNT or seen["bytes_a_round"] < GROWTH, seen
 
 
-@pytest.mark.parametrize("place", ["forward", "backward", "optimizer", "preview", "save"])
+@pytest.mark.parametrize("place", PLACES)
 def test_a_full_device_costs_no_work(found: dict[str, Any], place: str) -> None:
     seen = found["full"][place]
     assert seen["untouched"] and seen["same"]
@@ -67,7 +68,7 @@ def test_a_full_device_costs_no_work(found: dict[str, Any], place: str) -> None:
 
 def test_models_trained_and_sampled_in_turn_do_not_change(found: dict[str, Any]) -> None:
     assert found["turns"]["wrong"] == 0, found["turns"]
-    assert found["turns"]["tensors_more"] <= 0 and found["untouched"], found["turns"]
+    assert found["turns"]["tensors_more"] <= 0, found["turns"]
     assert not COUNT or found["turns"]["bytes_a_round"] < GROWTH, found["turns"]
 
 

@@ -42,7 +42,7 @@ def read(path: Path) -> set[str]:
 def libraries(found: set[str]) -> set[str]:
     """The top-level names of other people's packages."""
     absolute = {name.partition(".")[0] for name in found if not name.startswith("/")}
-    return absolute - set(sys.stdlib_module_names)
+    return absolute - set(sys.stdlib_module_names) - {"tomllib"}  # of Python 3.11, asked for where it is there
 
 
 def relative(path: Path) -> str:

@@ -29,7 +29,7 @@ EVERY = 5  # of the interrupted runs, one is resumed and compared
 
 
 def main(pack: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Figures of every fault; arguments: checkpoint, places, interrupts, turns, and warm, rounds before memory counts."""
+    """Figures of every fault; arguments: checkpoint, places, interrupts, turns; warm: rounds before memory counts."""
     _block_network()
     bench, answer = _Bench(pack, arguments), {}
     for name, work in (

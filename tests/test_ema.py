@@ -172,3 +172,24 @@ def test_the_state_is_that_of_training(config):
     with run.as_saved(), pytest.raises(RuntimeError, match="outside of it"):
         run.state()
     assert run.state()[1]["step"] == 2
+
+
+def test_an_exit_that_was_cut_off_can_be_made_up_for(monkeypatch):
+    run = make_run(replace(CONFIG, ema=0.9))
+    go(run, 3)
+    before, calls = values(run), []
+    inner = run._result._set
+
+    def cut(parameters):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        inner(parameters)
+
+    monkeypatch.setattr(run._result, "_set", cut)
+    with pytest.raises(KeyboardInterrupt), run.as_saved():
+        assert not same(before, values(run))
+    assert not same(before, values(run))
+    run.come_back()
+    run.come_back()
+    assert same(before, values(run)) and run.state()[1]["step"] == 3 and len(calls) == 3

@@ -44,7 +44,7 @@ class Result:
         self._optimizer = optimizer
         self._ema = Ema(parameters, decay) if decay else None
         self._good = [tensor.detach().clone() for tensor in self._parts()]
-        self._shown = False
+        self._kept: list[Tensor] | None = None  # the parameters of training, while others are in their place
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -52,19 +52,24 @@ class Result:
 
         It may be nested.
         """
-        if self._shown or (self._ema is None and not isinstance(self._optimizer, Averaging)):
+        if self._kept is not None or (self._ema is None and not isinstance(self._optimizer, Averaging)):
             yield
             return
-        kept = [parameter.detach().clone() for parameter in self._parameters]
-        self._shown = True
+        self._kept = [parameter.detach().clone() for parameter in self._parameters]
         try:
             self._show()
             yield
         finally:
-            if isinstance(self._optimizer, Averaging):
-                self._optimizer.train()
-            self._set(kept)  # after train(), which comes back to them by arithmetic only
-            self._shown = False
+            self.come_back()
+
+    def come_back(self) -> None:
+        """Give the parameters back, also where Ctrl-C cut off the exit of `shown`; nothing where they are there."""
+        if self._kept is None:
+            return
+        if isinstance(self._optimizer, Averaging):
+            self._optimizer.train()
+        self._set(self._kept)  # after train(), which comes back to them by arithmetic only
+        self._kept = None
 
     def stepped(self) -> None:
         """Take the step that was just made into the mean."""
@@ -83,7 +88,7 @@ class Result:
 
     def state(self) -> tuple[dict[str, Tensor], int]:
         """Tensors by name and the number of updates of the EMA; the parameters themselves are the caller's."""
-        if self._shown:
+        if self._kept is not None:
             raise RuntimeError("the parameters are not those of training inside as_saved; take the state outside of it")
         tensors = {f"good.{index}": tensor for index, tensor in enumerate(self._good)}
         if self._ema is None:

@@ -283,6 +283,7 @@ class _Keeper:
             self.log.write("end", 0, {"ended": why, "file": None})
             return None
         with _whole(forget=True):
+            self.run.come_back()
             if why != "diverged" and self.run.whole:
                 self._try_state()
             path = stopped_path(self.output, self.run.step)

@@ -281,6 +281,10 @@ class Run:
             raise TrainingDiverged(_diverged(self.step, dropped), step)
         return step
 
+    def come_back(self) -> None:
+        """Give training its parameters back where Ctrl-C cut off an exit of `as_saved`."""
+        self._result.come_back()
+
     def undo(self) -> None:
         """Make the adapter what it was before a step that was cut off; the optimizer's own numbers stay torn."""
         self._result.go_back()

@@ -26,7 +26,7 @@ from trilora_core.session import Listeners, train_to_file
 from trilora_core.train import Run, Step
 
 MOST_STEPS = 5_000_000
-OF_A_STEP = 64  # bytes that a step may leave: its loss, in a list that every state holds
+OF_A_STEP = 256  # bytes that a step may leave: its loss in a list, our own note of it, and what the allocator keeps
 PARTS = 10
 
 

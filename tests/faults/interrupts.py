@@ -58,12 +58,14 @@ def interrupt(folder: Path, count: int, seed: int) -> Counter[str]:
 
 def cut(denoiser: ToyDenoiser, output: Path, after: float) -> str:
     """Start a run and press Ctrl-C after so many seconds of the processor."""
-    signal.signal(signal.SIGPROF, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
-    steps: list[int] = []
+    steps, armed = list[int](), [True]
+    signal.signal(signal.SIGPROF, lambda number, frame: armed and os.kill(os.getpid(), signal.SIGINT))
     try:
         signal.setitimer(signal.ITIMER_PROF, max(1e-4, after))
         train(denoiser, output, resume=False, steps=steps)
+        armed.clear()
     except KeyboardInterrupt:
+        armed.clear()
         if output.exists():
             return "interrupted with the result written"
         kept = list(output.parent.glob("a_stopped_at_*.safetensors"))

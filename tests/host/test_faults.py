@@ -42,7 +42,7 @@ def chosen(request: pytest.FixtureRequest) -> Host:
 @pytest.fixture(scope="module")
 def found(chosen: Host) -> dict[str, Any]:
     """What the script saw in that host."""
-    counts = {"places": PLACES, "interrupts": COUNT or 2, "turns": COUNT // 2 or 2, "warm": 10 if COUNT else 1}
+    counts = {"places": PLACES, "interrupts": COUNT or 2, "turns": COUNT // 2 or 2, "warm": 10 if COUNT else 2}
     answer = run_in_host(chosen, "faults", {"checkpoint": str(sd3_checkpoint()), **counts}, timeout=900 + 200 * COUNT)
     print(f"\nComfyUI {chosen.name}: {answer}")
     return answer

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trilora_core.config import PriorConfig
+from ..trilora_core.config_data import PriorConfig
 from .host.prior import drawn_prior
 from .sockets import CACHES, CATEGORY, DatasetSocket, DatasetValue
 

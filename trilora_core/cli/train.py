@@ -60,7 +60,7 @@ examples:
   python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --preset style
   python -m trilora_core train --config run.toml --steps 2000
 
-A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
+A --config file holds the same options by their names in trilora_core/config.py and config_data.py; flags win:
   model = "models/base"
   output = "style.safetensors"
   steps = 1000

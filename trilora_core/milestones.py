@@ -12,9 +12,10 @@ from .errors import InputError
 from .memory import OUT_OF_MEMORY, make_room
 from .monitor import Measure, Monitor, best_measure, waited
 from .previews import draw_previews, draw_strip, previews_folder
+from .protocols import Previewer
 from .runlog import RunLog
 from .spectrum import Spectrum, look_at_spectrum
-from .train import Previewer, Run
+from .train import Run
 
 __all__ = ["History", "Listeners", "Milestones", "best_path", "exhausted", "measure_due", "step_path"]
 

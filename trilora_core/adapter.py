@@ -19,6 +19,7 @@ from .config import AdapterConfig, parse_rank
 from .errors import InputError
 from .fileformat import Layer
 from .objective import orthogonality
+from .transfer import upload
 
 __all__ = ["SIGMA_INITS", "Branch", "Target", "TriLoRA", "derive_seed"]
 
@@ -402,7 +403,7 @@ def _drawn_masks(branches: Sequence[Branch], share: float, generator: torch.Gene
     sizes = [branch.down.shape[0] for branch in branches]
     kept = (torch.rand(sum(sizes), generator=generator) >= share) / (1 - share)
     devices = [branch.down.device for branch in branches]
-    parts = {d: kept.to(d, non_blocking=d.type == "cuda").split(sizes) for d in dict.fromkeys(devices)}
+    parts = {device: upload(kept, device).split(sizes) for device in dict.fromkeys(devices)}
     return [parts[device][index] for index, device in enumerate(devices)]
 
 

@@ -21,10 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,20 +52,7 @@ RATIOS = (
 def main() -> None:
     """Build the model, measure in the host's interpreter, print the report."""
     options = _arguments()
-    host = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
-    python = Path(os.environ.get("COMFYUI_PYTHON", host / ".venv/bin/python"))
-    with tempfile.TemporaryDirectory(prefix="trilora-benchmark-") as folder:
-        for name in FOLDERS:
-            (Path(folder) / name).mkdir(parents=True, exist_ok=True)
-
-        def ask(task: str, **more: Any) -> Any:
-            job = {"task": task, "host": str(host), "folder": folder, **vars(options), **more}
-            answer = Path(folder) / "answer.json"
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode")}
-            command = [str(python), __file__, "--inside", json.dumps({**job, "answer": str(answer)})]
-            subprocess.run(command, check=True, cwd=folder, env=environment, stdout=sys.stderr)
-            return json.loads(answer.read_text())
-
+    with host_tasks(vars(options)) as ask:
         size = ask("build")
         print(f"model: {size['parameters'] / 1e6:.0f} million weights, {size['bytes'] / 2**20:.0f} MiB in float32;")
         print(f"adapted: {size['layers']} attention linears; latents {options.size} x {options.size}\n", flush=True)
@@ -73,6 +60,31 @@ def main() -> None:
         print("\nmemory above the loaded model, MiB", flush=True)
         for name in options.memory:
             _report_memory(name, ask("memory", case=name))
+
+
+@contextmanager
+def host_tasks(options: dict[str, Any], script: str = __file__) -> Iterator[Callable[..., Any]]:
+    """A function that has a script do a task in the host's interpreter and gives its answer, in a folder for a while."""
+    host, python = find_host()
+    with tempfile.TemporaryDirectory(prefix="trilora-benchmark-") as folder:
+        for name in FOLDERS:
+            (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+
+        def ask(task: str, **more: Any) -> Any:
+            job = {"task": task, "host": str(host), "folder": folder, **options, **more}
+            answer = Path(folder) / "answer.json"
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode")}
+            command = [str(python), script, "--inside", json.dumps({**job, "answer": str(answer)})]
+            subprocess.run(command, check=True, cwd=folder, env=environment, stdout=sys.stderr)
+            return json.loads(answer.read_text())
+
+        yield ask
+
+
+def find_host() -> tuple[Path, Path]:
+    """(folder, interpreter) of the ComfyUI that is measured, there or not."""
+    host = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
+    return host, Path(os.environ.get("COMFYUI_PYTHON", host / ".venv/bin/python"))
 
 
 def _arguments() -> argparse.Namespace:
@@ -105,14 +117,14 @@ def _report_memory(name: str, found: dict[str, float]) -> None:
 # What follows runs in the host's interpreter.
 
 
-def inside(job: dict[str, Any]) -> None:
-    """Do one task with the host as a library and write its answer."""
+def inside(job: dict[str, Any], tasks: Mapping[str, Callable[[dict[str, Any]], Any]] = MappingProxyType({})) -> None:
+    """Do one task, one of `tasks` too, with the host as a library and write its answer."""
     sys.path[0] = job["host"]
     sys.argv = ["main.py", "--cpu", "--base-directory", job["folder"]]
     importlib.import_module("comfy.options").enable_args_parsing()
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    answer = {"build": _build, "times": _times, "memory": _memory}[job["task"]](job)
+    answer = {"build": _build, "times": _times, "memory": _memory, **tasks}[job["task"]](job)
     Path(job["answer"]).write_text(json.dumps(answer))
 
 
@@ -164,7 +176,7 @@ def _adapted(name: str) -> bool:
 
 
 def _times(job: dict[str, Any]) -> dict[str, list[float]]:
-    patcher, pack, material = _prepare(job)
+    patcher, pack, material = prepare(job)
     times: dict[str, list[float]] = {name: [] for name in job["cases"]}
     for _ in range(job["rounds"]):
         for name in job["cases"]:
@@ -186,7 +198,7 @@ def _times(job: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _memory(job: dict[str, Any]) -> dict[str, float]:
-    patcher, pack, material = _prepare(job)
+    patcher, pack, material = prepare(job)
     side, batch, options = CASES[job["case"]]
     gc.collect()
     start = _status("VmRSS")
@@ -207,7 +219,7 @@ def _status(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _prepare(job: dict[str, Any]) -> tuple[Any, ModuleType, tuple[Any, list[Any]]]:
+def prepare(job: dict[str, Any]) -> tuple[Any, ModuleType, tuple[Any, list[Any]]]:
     """The model as a loader node gives it, the pack, and (latents, conditioning)."""
     import comfy.model_management
     import comfy.sd

@@ -64,7 +64,7 @@ class Bench:
         return other
 
     def twin(self) -> Any:
-        """Another U-Net over the same weights, for a library that changes the modules."""
+        """Another U-Net over the same weights, so that sides do not meet each other's hooks and modules."""
         memo: dict[int, Any] = {id(tensor): tensor for tensor in (*self.unet.parameters(), *self.unet.buffers())}
         return copy.deepcopy(self.unet, memo)
 
@@ -107,14 +107,18 @@ def floor(bench: Bench) -> Iterator[Step]:
     stores is what the gradient of any parameter added to those outputs needs, below the layers of recomputed blocks
     too.
     """
-    layers = LayerConfig(bench.case.layers)
-    parameters = [nn.Parameter(torch.zeros((), device=bench.device))]
+    model = bench.twin()
+    places = {id(module): name for name, module in bench.unet.named_modules()}
+
+    def of_twin(module: nn.Module) -> nn.Module:
+        return model.get_submodule(places[id(module)])
+
     with ExitStack() as stack:
-        for target in bench.denoiser.targets(layers).values():
-            stack.callback(target.module.register_forward_hook(_asks_for_a_gradient).remove)
+        for target in bench.denoiser.targets(LayerConfig(bench.case.layers)).values():
+            stack.callback(of_twin(target.module).register_forward_hook(_asks_for_a_gradient).remove)
         if bench.case.recomputed:
-            stack.enter_context(checkpointed(bench.denoiser.blocks(), in_place_safe=True))
-        yield _step(bench, bench.unet, parameters, lambda: None)
+            stack.enter_context(checkpointed(map(of_twin, bench.denoiser.blocks()), in_place_safe=True))
+        yield _step(bench, model, lambda: None)
 
 
 def _asks_for_a_gradient(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -144,12 +148,10 @@ def peft(bench: Bench) -> Iterator[Step]:
         optimizer.zero_grad()
 
     half = bench.dtype is not torch.float32
-    yield _step(bench, model, parameters, update, torch.autocast(bench.device.type, bench.dtype, enabled=half))
+    yield _step(bench, model, update, torch.autocast(bench.device.type, bench.dtype, enabled=half))
 
 
-def _step(
-    bench: Bench, model: Any, parameters: list[Any], update: Step, autocast: AbstractContextManager[Any] | None = None
-) -> Step:
+def _step(bench: Bench, model: Any, update: Step, autocast: AbstractContextManager[Any] | None = None) -> Step:
     alphas = bench.denoiser.alphas.to(bench.device)
     number = 0
 

@@ -1,0 +1,143 @@
+"""Speed and memory of a step, of the start and of applying, beside whatever peers are there: one table, one plot.
+
+Run from the root of a clone: `python benchmarks/speed/run.py`. What has been measured already, in results.jsonl, is not
+measured again. PEFT is compared where it is installed, the host's own nodes where a ComfyUI is found (COMFYUI_PATH or
+~/comfy/ComfyUI), full-size models where there is a CUDA device. `--tiny` shows in a few minutes that all of it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+import gpu  # noqa: E402
+import host  # noqa: E402
+import paper  # noqa: E402
+import plan  # noqa: E402
+import report  # noqa: E402
+import start  # noqa: E402
+from measure import memory, turns, weights  # noqa: E402
+from sides import Bench  # noqa: E402
+
+PAPER = (("reduced", 16), ("sd15", 64), ("sdxl", 128))
+Records = dict[str, dict[str, Any]]
+
+
+class Book:
+    """Results by name, a line of JSON each; what is there is not measured again."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        self.records: Records = {record["name"]: record for record in map(json.loads, lines)}
+
+    def once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Measure and write down, with the machine and its load."""
+        if name in self.records:
+            return
+        record = {"name": name, **work(), "load": round(os.getloadavg()[0], 1), **machine()}
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+        self.records[name] = record
+        print(f"{name}: {record}", flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "machine": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+    }
+
+
+def stage_paper(book: Book, options: argparse.Namespace) -> None:
+    """What a step must compute and store, on shapes alone."""
+    for name, side in PAPER:
+        book.once(f"paper {name} {side}", lambda n=name, s=side: paper.count(n, s, 1, 16))
+
+
+def stage_steps(book: Book, options: argparse.Namespace) -> None:
+    """This package and PEFT beside the floor."""
+    sides = ["floor", "here"] + (["peft"] if importlib.util.find_spec("peft") else [])
+    bench: Bench | None = None
+    for case in plan.cases(options.tiny):
+        if f"steps {case.name}" in book.records:
+            continue
+        bench = Bench(case) if bench is None else bench.like(case)
+        book.once(f"steps {case.name}", lambda b=bench: _both(b, sides, options.rounds))
+
+
+def _both(bench: Bench, sides: list[str], rounds: int) -> dict[str, Any]:
+    found = {"model MiB": weights(bench)}
+    for side in sides:
+        found |= memory(bench, side)
+    return found | turns(bench, sides, rounds)
+
+
+def stage_start(book: Book, options: argparse.Namespace) -> None:
+    """Σ from W0, canonical form and attaching, for all of SDXL's attention."""
+    book.once("start sdxl", lambda: start.measure(16, 1 if options.tiny else 3))
+
+
+def stage_host(book: Book, options: argparse.Namespace) -> None:
+    """The host's own Train LoRA node and its loader."""
+    if not host.there():
+        print("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI: its own nodes are left out", flush=True)
+        return
+    for name, work in host.tasks(options.tiny, options.rounds):
+        book.once(name, work)
+
+
+def stage_gpu(book: Book, options: argparse.Namespace) -> None:
+    """Full-size random models, where there is a CUDA device."""
+    if not torch.cuda.is_available():
+        print("no CUDA device: full-size models are left out", flush=True)
+        return
+    for name, work in gpu.tasks(options.rounds):
+        book.once(name, work)
+
+
+STAGES: dict[str, Callable[[Book, argparse.Namespace], None]] = {
+    "paper": stage_paper,
+    "steps": stage_steps,
+    "start": stage_start,
+    "host": stage_host,
+    "gpu": stage_gpu,
+}
+
+
+def main() -> None:
+    """Measure what is missing, print the tables, draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} (default: all)")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--plot", type=Path, default=HERE / "speed.png")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: 5)")
+    parser.add_argument("--tiny", action="store_true", help="a model that only shows that all of this runs")
+    options = parser.parse_args()
+    unknown = set(options.stages) - set(STAGES)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    torch.set_num_threads(1)
+    book = Book(options.results)
+    for stage in options.stages or STAGES:
+        STAGES[stage](book, options)
+    print("\n".join(report.tables(book.records)))
+    report.plot(book.records, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,7 @@ def page(server: Server) -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(viewport={"width": 1500, "height": 1000})
+        tab.set_default_timeout(90_000)  # a busy machine
         tab.complaints = []
         tab.on("pageerror", lambda error: tab.complaints.append(f"{error}\n{error.stack or ''}"))
         tab.on("console", lambda said: tab.complaints.append(_told(said)) if said.type == "error" else None)

@@ -100,7 +100,7 @@ class Tab:
                } app.canvas.setDirty(true, true); }"""
         )
         for node in (2, 3, 4, 5):
-            self.card(node).wait_for(state="visible", timeout=30_000)
+            self.card(node).wait_for(state="visible", timeout=90_000)
         assert self.page.evaluate("() => !!document.querySelector('.lg-node-widgets')") == vue
 
     def card(self, node: int) -> Any:
@@ -121,7 +121,7 @@ class Tab:
         )
 
     def says(self, node: int, text: str) -> None:
-        playwright.expect(self.card(node)).to_contain_text(text, timeout=30_000)
+        playwright.expect(self.card(node)).to_contain_text(text, timeout=90_000)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,7 @@ def tab(server: Server, files: None) -> Iterator[Tab]:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         allowed = ["clipboard-read", "clipboard-write"]
         context = browser.new_context(viewport={"width": 1500, "height": 1000}, permissions=allowed)
+        context.set_default_timeout(90_000)
         yield Tab(context.new_page(), server.client.url)
         browser.close()
 
@@ -350,7 +351,7 @@ def test_cards_follow_links_through_reroutes_and_subgraphs(tab: Tab) -> None:
         tab.set(holder, "lora_name", file)
         for node in ("2", "4"):
             wanted = json.dumps(answers[file], separators=(",", ":"))
-            tab.page.wait_for_function(SAYS, arg=[node, wanted], timeout=20_000)
+            tab.page.wait_for_function(SAYS, arg=[node, wanted], timeout=90_000)
 
     tab.show(graph("cards-detour"), "classic")
     tab.set(1, "ckpt_name", TOLD)

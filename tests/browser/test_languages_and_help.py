@@ -60,6 +60,7 @@ def page(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(locale=BROWSER_LANGUAGES[request.param], viewport={"width": 1400, "height": 900})
+        tab.set_default_timeout(90_000)
         tab.language = request.param
         tab.goto(server.client.url, timeout=120_000)
         tab.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
@@ -84,7 +85,7 @@ def test_a_workflow_saved_in_the_language_is_the_same(page: Any, server: Server)
     """Ids and names stay those of the schema, so that a workflow made in one language runs in every other."""
     saved = json.loads((PACK / "workflows" / "train_style.json").read_text(encoding="utf-8"))
     page.evaluate("graph => window.app.loadGraphData(graph)", saved)
-    page.wait_for_function(f"window.app.graph._nodes.length === {len(saved['nodes'])}", timeout=60_000)
+    page.wait_for_function(f"window.app.graph._nodes.length === {len(saved['nodes'])}", timeout=90_000)
     again = page.evaluate("() => window.app.graph.serialize()")
     page.evaluate("graph => window.app.loadGraphData(graph)", again)
     queued = page.evaluate("async () => (await window.app.graphToPrompt()).output")
@@ -101,13 +102,13 @@ def test_a_workflow_saved_in_the_language_is_the_same(page: Any, server: Server)
 def test_panel_and_cards_speak_the_language(page: Any) -> None:
     words = json.loads((PACK / "locales" / page.language / "main.json").read_text(encoding="utf-8"))["trilora"]
     page.evaluate(ALONE, "ApplyTriLoRA")
-    page.locator(".trilora-card").get_by_text(words["Spectrum: after a run"]).wait_for(timeout=30_000)
+    page.locator(".trilora-card").get_by_text(words["Spectrum: after a run"]).wait_for(timeout=90_000)
     page.evaluate(ALONE, "TrainTriLoRA")
     panel = page.locator(".tl-panel")
-    panel.get_by_text(words["No run yet: queue the graph."]).wait_for(timeout=30_000)
+    panel.get_by_text(words["No run yet: queue the graph."]).wait_for(timeout=90_000)
     page.evaluate(TELL, page.evaluate("String(window.app.graph._nodes[0].id)"))
     told = words["Training: step {step} of {steps}"].format(step=7, steps="1,000")
-    panel.get_by_text(told).wait_for(timeout=30_000)
+    panel.get_by_text(told).wait_for(timeout=90_000)
     assert words["{time} left"].format(time="1 min 40 s") in panel.inner_text()
     for name in ("Stop and keep", "Save now", "Preview now"):
         assert page.get_by_role("button", name=words[name]).count() == 1
@@ -126,9 +127,9 @@ def test_a_help_page_shows_its_picture(page: Any) -> None:
         page.mouse.down()
         page.wait_for_timeout(200)
         page.mouse.up()
-    button.click(timeout=30_000)
+    button.click(timeout=90_000)
     picture = page.locator(".node-help-content img").first
-    picture.wait_for(state="attached", timeout=30_000)
-    page.wait_for_function("document.querySelector('.node-help-content img').naturalWidth > 0", timeout=30_000)
+    picture.wait_for(state="attached", timeout=90_000)
+    page.wait_for_function("document.querySelector('.node-help-content img').naturalWidth > 0", timeout=90_000)
     assert picture.get_attribute("src").endswith("/docs/TrainTriLoRA.webp")
     assert page.locator(".node-help-content table").count() >= 2

@@ -240,7 +240,8 @@ def test_hostile_requests_are_refused_and_bounded(server: Server) -> None:
         (b'{"run": "' + b"\xc3\xa9" * 900 + b'"}', 404),
     ):
         for kind in ("application/json", "text/plain; charset=nonsense"):
-            assert posted(server, "/trilora/stop", body, kind) == status, body[:20]
+            closed = {0} if body is large else set()
+            assert posted(server, "/trilora/stop", body, kind) in {status} | closed, body[:20]
     for name in ("..%2f..%2fsettings", "%00", "x" * 5000, "0" * 32, "%F0%9F%A6%8A", "a%0d%0aSet-Cookie:b"):
         assert refusal(server, f"/trilora/runs/{name}")[0] == 404
     files = workflow.files_below(server.loras)
@@ -254,10 +255,13 @@ def test_hostile_requests_are_refused_and_bounded(server: Server) -> None:
 
 
 def posted(server: Server, path: str, body: bytes, kind: str) -> int:
-    """The status of an answer; a server may close the line before it has read a large body."""
+    """The status of an answer; 0 where the server closed the line on a body that was still coming."""
     address = urllib.parse.urlsplit(server.client.url)
     line = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     with contextlib.closing(line):
         with contextlib.suppress(ConnectionError):
             line.request("POST", path, body, {"Content-Type": kind})
-        return line.getresponse().status
+        try:
+            return line.getresponse().status
+        except ConnectionError:  # what is still on its way can take the answer with it
+            return 0

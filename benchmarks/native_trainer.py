@@ -64,7 +64,7 @@ def main() -> None:
 
 @contextmanager
 def host_tasks(options: dict[str, Any], script: str = __file__) -> Iterator[Callable[..., Any]]:
-    """A function that has a script do a task in the host's interpreter and gives its answer, in a folder for a while."""
+    """A function that has a script do a task in the host's interpreter, in a passing folder, and gives its answer."""
     host, python = find_host()
     with tempfile.TemporaryDirectory(prefix="trilora-benchmark-") as folder:
         for name in FOLDERS:

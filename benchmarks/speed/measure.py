@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
+from typing import Any
 
 import torch
 from sides import SIDES, Bench
@@ -22,8 +23,8 @@ def clock(device: torch.device) -> float:
     return time.process_time()
 
 
-def turns(bench: Bench, sides: Sequence[str], rounds: int) -> dict[str, float]:
-    """Median seconds of a step for each side, and for all but the first the median of its ratios to the first.
+def turns(bench: Bench, sides: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Median seconds of a step for each side; for all but the first median and range of its ratios to the first.
 
     Sides take turns step by step, in the other order in every second round; the first step of each is left out.
     """
@@ -36,9 +37,11 @@ def turns(bench: Bench, sides: Sequence[str], rounds: int) -> dict[str, float]:
                 start = clock(bench.device)
                 steps[side]()
                 times[side] += [clock(bench.device) - start] if number >= 0 else []
-    found = {f"s {side}": median(times[side]) for side in sides}
-    pairs = {side: list(zip(times[sides[0]], times[side], strict=True)) for side in sides[1:]}
-    return found | {f"x {side}": median(b / a for a, b in found_pairs) for side, found_pairs in pairs.items()}
+    found: dict[str, Any] = {"rounds": rounds} | {f"s {side}": median(times[side]) for side in sides}
+    for side in sides[1:]:
+        ratios = [own / first for first, own in zip(times[sides[0]], times[side], strict=True)]
+        found |= {f"x {side}": median(ratios), f"range {side}": [min(ratios), max(ratios)]}
+    return found
 
 
 def memory(bench: Bench, side: str) -> dict[str, float]:

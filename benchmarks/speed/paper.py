@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trilora_core.adapter import Branch, _whole_hook
-from trilora_core.config import LayerConfig
 
 
 class Saved:
-    """Bytes that autograd keeps between forward and backward, each storage once, parameters of the model left out."""
+    """Bytes that autograd keeps between forward and backward, each storage once, those of `parameters` left out."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.bytes = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
+        self._known = {tensor.untyped_storage()._cdata for tensor in parameters}
         self._kept: list[Tensor] = []  # so that no storage's number is used again
 
     def pack(self, tensor: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ def count(name: str, side: int, batch: int, rank: int, dtype: torch.dtype = torc
     found: dict[str, float] = {"layers": len(targets)}
     for kind in ("floor", "adapter"):
         with _hooks(kind, targets, rank) as factors:
-            forward, both, saved = _pass(model, side, batch, dtype)
+            forward, both, saved = _pass(model, factors, side, batch, dtype)
         found |= {f"{kind} forward": forward, f"{kind} step": both, f"{kind} saved": saved}
         if factors:
             count = sum(factor.numel() for factor in factors)
@@ -50,13 +49,15 @@ def count(name: str, side: int, batch: int, rank: int, dtype: torch.dtype = torc
     return found
 
 
-def _pass(model: Any, side: int, batch: int, dtype: torch.dtype) -> tuple[float, float, float]:
+def _pass(
+    model: Any, factors: list[nn.Parameter], side: int, batch: int, dtype: torch.dtype
+) -> tuple[float, float, float]:
     place: dict[str, Any] = {"device": "meta", "dtype": dtype}
     tokens = torch.randn(batch, 77, model.config.cross_attention_dim, **place)
     added = None
     if model.config.addition_embed_type == "text_time":
         added = {"text_embeds": torch.randn(batch, 1280, **place), "time_ids": torch.randn(batch, 6, **place)}
-    saved = Saved(model)
+    saved = Saved([*model.state_dict().values(), *factors])
     keeping = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
     with _flash_attention(), FlopCounterMode(display=False) as flops, keeping:
         found = model(

@@ -12,29 +12,47 @@ Records = Mapping[str, dict[str, Any]]
 LABELS = {"here": "TriLoRA", "peft": "peft + diffusers"}
 COLOURS = {"here": "#0072b2", "peft": "#d55e00"}  # told apart by colour-blind readers, by their markers too
 MARKERS = {"here": "o", "peft": "s"}
+GOAL = 1.1  # of the floor
+HOST_GOALS = {"batch 1, the same layers": 1.1, "batch 1, as it ships": 2.0, "batch 4, the same layers": 3.5}
 
 
 def tables(records: Records) -> list[str]:
     """Lines of markdown."""
-    parts = (_paper(records), _steps(records), _host(records), _start(records), _gpu(records))
-    return [line for part in parts for line in part]
+    parts = (_machines(records), _paper(records), _steps(records), _host(records), _start(records))
+    return [line for part in (*parts, _tuned(records), _gpu(records)) for line in part]
+
+
+def _table(title: str, *heads: str) -> Iterator[str]:
+    yield from (f"\n{title}\n", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads))
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _machines(records: Records) -> Iterator[str]:
+    found = sorted({f"{r['machine']}, torch {r['torch']}" for r in records.values()})
+    loads = [r["load"] for r in records.values()]
+    if found:
+        yield f"\n{'; '.join(found)}; load while measuring {min(loads)} to {max(loads)}"
 
 
 def _paper(records: Records) -> Iterator[str]:
-    found = {name: record for name, record in records.items() if name.startswith("paper ")}
+    found = {name.removeprefix("paper "): r for name, r in records.items() if name.startswith("paper ")}
     if not found:
         return
-    yield "\n**On paper**, bf16, batch 1, rank 16, attention linears: what must be computed and stored.\n"
-    yield "| model, latents | TFLOP forward | a step | adapter's share | GB stored | adapter's share | with model, state |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = ("model, latents", "TFLOP forward", "TFLOP a step", "adapter adds", "GB kept", "adapter adds")
+    title = (
+        "**On paper**: bf16, batch 1, rank 16, attention linears; what must be computed, and kept for the backward pass"
+    )
+    yield from _table(title, *heads, "state of the adapter, GB", "all with the model")
     for name, r in found.items():
-        floor, adapter = r["floor saved"], r["adapter saved"]
-        whole = (r["model"] + adapter + r["adapter state"]) / (r["model"] + floor) - 1
-        yield (
-            f"| {name.removeprefix('paper ')} | {r['floor forward'] / 1e12:.3f} | {r['floor step'] / 1e12:.3f}"
-            f" | {r['adapter step'] / r['floor step'] - 1:+.1%} | {floor / 1e9:.2f} | {adapter / floor - 1:+.1%}"
-            f" | {whole:+.1%} |"
-        )
+        floor, own = r["floor saved"], r["adapter saved"]
+        whole = (r["model"] + own + r["adapter state"]) / (r["model"] + floor) - 1
+        tera = [f"{r[key] / 1e12:.2f}" for key in ("floor forward", "floor step")]
+        more = f"{r['adapter step'] / r['floor step'] - 1:+.1%}"
+        kept = [f"{floor / 1e9:.2f}", f"{own / floor - 1:+.1%}", f"{r['adapter state'] / 1e9:.2f}", f"{whole:+.1%}"]
+        yield _row(name, *tera, more, *kept)
 
 
 def _steps(records: Records) -> Iterator[str]:
@@ -42,10 +60,9 @@ def _steps(records: Records) -> Iterator[str]:
         rows = [(case, records[f"steps {case.name}"]) for case in cases if f"steps {case.name}" in records]
         if not rows:
             continue
-        yield f"\n**By {sweep}**\n"
-        yield f"| {sweep} | floor, s | here / floor | peft / floor | peft / here | MiB floor, here, peft | with model: here / floor, peft / here |"
-        yield "|---|---|---|---|---|---|---|"
-        yield from (f"| {_value(case, sweep)} | {_step_cells(record)} |" for case, record in rows)
+        heads = ("floor, s", "TriLoRA / floor", "peft / floor", "peft / TriLoRA", "MiB: floor, TriLoRA, peft")
+        yield from _table(f"**By {sweep}**", sweep, *heads, "with the model, / floor: TriLoRA, peft")
+        yield from (_row(_value(case, sweep), *_step_cells(record)) for case, record in rows)
 
 
 def _value(case: Any, sweep: str) -> str:
@@ -56,54 +73,80 @@ def _value(case: Any, sweep: str) -> str:
     return str(getattr(case, sweep))
 
 
-def _step_cells(r: dict[str, Any]) -> str:
-    model, floor, here = r["model MiB"], r["MiB floor"], r["MiB here"]
-    cells = [f"{r['s floor']:.2f}", f"{r['x here']:.2f}"]
-    whole = f"{(model + here) / (model + floor):.2f}"
-    if "x peft" not in r:
-        return " | ".join([*cells, "", "", f"{floor:.0f}, {here:.0f}", whole])
-    cells += [f"{r['x peft']:.2f}", f"{r['x peft'] / r['x here']:.2f}", f"{floor:.0f}, {here:.0f}, {r['MiB peft']:.0f}"]
-    return " | ".join([*cells, f"{whole}, {(model + r['MiB peft']) / (model + here):.2f}"])
+def _step_cells(r: dict[str, Any]) -> Iterator[str]:
+    sides = [side for side in LABELS if f"x {side}" in r]
+    low, high = r["range here"]
+    yield f"{r['s floor']:.2f}"
+    yield f"**{r['x here']:.2f}** ({low:.2f} to {high:.2f})"
+    yield f"{r['x peft']:.2f}" if "peft" in sides else ""
+    yield f"{r['x peft'] / r['x here']:.2f}" if "peft" in sides else ""
+    yield ", ".join(f"{r[f'MiB {side}']:.0f}" for side in ("floor", *sides))
+    yield ", ".join(f"{_whole(r, side):.2f}" for side in sides)
+
+
+def _whole(r: dict[str, Any], side: str) -> float:
+    return float((r["model MiB"] + r[f"MiB {side}"]) / (r["model MiB"] + r["MiB floor"]))
 
 
 def _host(records: Records) -> Iterator[str]:
-    timed = {"batch 1, the same layers": 1.1, "batch 1, as it ships": 2.0, "batch 4, the same layers": 3.5}
-    rows = [(name, goal, records[f"host {name}"]) for name, goal in timed.items() if f"host {name}" in records]
-    if rows:
-        yield "\n**The host's Train LoRA node**, s a step\n"
-        yield "| case | here | native | native / here | goal |\n|---|---|---|---|---|"
-        yield from (f"| {n} | {r['here']:.2f} | {r['native']:.2f} | **{r['x']:.2f}** | {goal} |" for n, goal, r in rows)
-    weighed = {n.removeprefix("host memory "): r for n, r in records.items() if n.startswith("host memory ")}
-    if weighed:
-        own = weighed.get("here, batch 1", {}).get("peak")
-        yield "\n| memory above the loaded model | MiB | here / it (goal 0.65) |\n|---|---|---|"
-        yield from (f"| {n} | {r['peak']:.0f} | {own / r['peak']:.2f} |" for n, r in weighed.items() if own)
+    timed = {name: records[f"host {name}"] for name in HOST_GOALS if f"host {name}" in records}
+    if timed:
+        yield from _table("**The host's Train LoRA node**, s a step", "case", "TriLoRA", "native", "ratio", "goal")
+        for name, r in timed.items():
+            ratio = f"**{r['x']:.2f}** ({r['range'][0]:.2f} to {r['range'][1]:.2f})"
+            yield _row(name, f"{r['here']:.2f}", f"{r['native']:.2f}", ratio, f"≥ {HOST_GOALS[name]}")
+    start = "host memory "
+    weighed = {name.removeprefix(start): r for name, r in records.items() if name.startswith(start)}
+    own = weighed.pop("here, batch 1", {}).get("peak")
+    if own and weighed:
+        title = f"Memory above the loaded model: TriLoRA {own:.0f} MiB"
+        yield from _table(title, "beside", "MiB", "TriLoRA / it", "goal")
+        yield from (
+            _row(name, f"{r['peak']:.0f}", f"**{own / r['peak']:.2f}**", "≤ 0.65") for name, r in weighed.items()
+        )
     if "host apply" in records:
         r = records["host apply"]
-        yield "\n| from file to patched weights | native loader | here | here / native | goal |\n|---|---|---|---|---|"
-        yield f"| s, of them in nodes | {r['native']:.2f}, {r['native node']:.2f} | {r['here']:.2f}, {r['here node']:.2f} | **{r['x']:.2f}** | 1.1 |"
+        yield from _table("From the file to patched weights, s", "", "native loader", "TriLoRA", "ratio", "goal")
+        ratio = f"**{r['x']:.2f}** ({r['range'][0]:.2f} to {r['range'][1]:.2f})"
+        yield _row("all", f"{r['native']:.3f}", f"{r['here']:.3f}", ratio, "≤ 1.1")
+        yield _row("of it in the nodes", f"{r['native node']:.3f}", f"{r['here node']:.3f}", "", "")
 
 
 def _start(records: Records) -> Iterator[str]:
     if "start sdxl" not in records:
         return
     r = records["start sdxl"]
-    yield f"\n**Before the first step**, SDXL's {r['layers']} attention linears, s on one thread\n"
-    yield "| what | here | dense SVD of torch | dense / here |\n|---|---|---|---|"
+    title = f"**Before the first step**: SDXL's {r['layers']} attention linears, s on one thread"
+    yield from _table(title, "", "TriLoRA", "dense SVD of torch", "dense / TriLoRA")
     for name, own, dense in (("Σ from W0", "singular values", "svdvals"), ("canonical form", "canonical", "dense svd")):
-        yield f"| {name} | {r[own]:.2f} | {r[dense]:.1f} | {r[dense] / r[own]:.1f} |"
-    yield f"| whole start of the adapter | {r['create']:.2f} | | |\n| start with Σ = 1, and hooks | {r['attach']:.2f} | | |"
+        yield _row(name, f"{r[own]:.2f}", f"{r[dense]:.1f}", f"**{r[dense] / r[own]:.1f}**")
+    yield _row("whole start of the adapter, Σ included", f"{r['create']:.2f}", "", "")
+    yield _row("start with Σ = 1, hooks included", f"{r['attach']:.2f}", "", "")
+
+
+def _tuned(records: Records) -> Iterator[str]:
+    r = records.get("tuned optimizers")
+    if r:
+        title = f"**AdamW over {r['parameters'] / 1e6:.0f} million numbers** (SDXL, rank 16), s a step"
+        yield from _table(title, "form", "s", "furthest number from the loop's")
+        yield _row("loop", f"{r['s loop']:.3f}", "")
+        yield from (_row(n, f"{r[f's {n}']:.3f}", f"{r[f'difference {n}']:.1g}") for n in ("foreach", "fused"))
+    r = records.get("tuned compile")
+    if r:
+        yield from _table("**torch.compile**", "compiling, s", "a step, s", "compiled, s", "ratio", "furthest number")
+        if "failed" in r:
+            yield _row(r["failed"], "", "", "", "")
+        else:
+            seconds = [f"{r[key]:.2f}" for key in ("s compiling", "s plain", "s compiled")]
+            yield _row(*seconds, f"**{r['x']:.2f}**", f"{r['difference']:.1g}")
 
 
 def _gpu(records: Records) -> Iterator[str]:
     rows = {name.removeprefix("gpu "): record for name, record in records.items() if name.startswith("gpu ")}
-    if not rows:
-        return
-    yield "\n**On the GPU**, bf16\n"
-    yield "| case | s | MiB |\n|---|---|---|"
+    if rows:
+        yield from _table("**On the GPU**, bf16", "case", "s", "MiB")
     for name, r in rows.items():
-        told = r.get("failed") or f"{r.get('s', r.get('all', 0.0)):.3f}"
-        yield f"| {name} | {told} | {r.get('MiB', 0):.0f} |"
+        yield _row(name, r.get("failed") or f"{r.get('s', r.get('all', 0.0)):.3f}", f"{r.get('MiB', 0):.0f}")
 
 
 def plot(records: Records, file: Path) -> None:
@@ -114,29 +157,33 @@ def plot(records: Records, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     numbers = {"rank": "rank", "batch": "batch", "resolution": "side"}
-    figure, axes = plt.subplots(2, len(numbers), figsize=(10, 5.2), sharey="row", layout="constrained")
+    figure, axes = plt.subplots(2, len(numbers), figsize=(10, 5.4), sharey="row", layout="constrained")
     for column, (sweep, field) in zip(axes.T, numbers.items(), strict=True):
         rows = [(case, records[f"steps {case.name}"]) for case in SWEEPS[sweep] if f"steps {case.name}" in records]
         at = [getattr(case, field) * (8 if sweep == "resolution" else 1) for case, _ in rows]
-        for side, label in LABELS.items():
-            if rows and all(f"x {side}" in r for _, r in rows):
-                style = {"label": label, "color": COLOURS[side], "marker": MARKERS[side]}
-                column[0].plot(at, [r[f"x {side}"] for _, r in rows], **style)
-                column[1].plot(at, [_whole(r, side) for _, r in rows], **style)
+        _curves(column, at, [record for _, record in rows])
         for axis in column:
-            axis.axhline(1.0, color="0.4", linewidth=1)
-            axis.axhline(1.1, color="0.4", linewidth=1, linestyle=":")
             axis.set_xscale("log", base=2)
             axis.set_xticks(at, [str(value) for value in at], minor=False)
-            axis.spines[["top", "right"]].set_visible(False)
         column[1].set_xlabel("pixels a side" if sweep == "resolution" else sweep)
     axes[0, 0].set_ylabel("time of a step / floor")
-    axes[1, 0].set_ylabel("memory with model / floor")
+    axes[1, 0].set_ylabel("memory with the model / floor")
     axes[0, 0].legend(frameon=False)
-    figure.suptitle("A training step beside the frozen forward and backward alone (1.0); dotted: 10% more", fontsize=11)
+    title = "A training step beside the frozen forward and backward alone (1.0); dotted: the goal, 10% more"
+    figure.suptitle(title, fontsize=11)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def _whole(r: dict[str, Any], side: str) -> float:
-    return float((r["model MiB"] + r[f"MiB {side}"]) / (r["model MiB"] + r["MiB floor"]))
+def _curves(column: Any, at: list[int], rows: list[dict[str, Any]]) -> None:
+    for side, label in LABELS.items():
+        if rows and all(f"x {side}" in record for record in rows):
+            style: dict[str, Any] = {"label": label, "color": COLOURS[side], "marker": MARKERS[side]}
+            column[0].plot(at, [record[f"x {side}"] for record in rows], **style)
+            column[1].plot(at, [_whole(record, side) for record in rows], **style)
+    for axis in column:
+        axis.axhline(1.0, color="0.4", linewidth=1)
+        axis.axhline(GOAL, color="0.4", linewidth=1, linestyle=":")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="0.9")
+        axis.set_axisbelow(True)

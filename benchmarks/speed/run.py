@@ -27,9 +27,11 @@ import paper  # noqa: E402
 import plan  # noqa: E402
 import report  # noqa: E402
 import start  # noqa: E402
+import tuned  # noqa: E402
 from measure import memory, turns, weights  # noqa: E402
 from sides import Bench  # noqa: E402
 
+LARGE = 1024  # latent points in a batch
 PAPER = (("reduced", 16), ("sd15", 64), ("sdxl", 128))
 Records = dict[str, dict[str, Any]]
 
@@ -46,11 +48,20 @@ class Book:
         """Measure and write down, with the machine and its load."""
         if name in self.records:
             return
-        record = {"name": name, **work(), "load": round(os.getloadavg()[0], 1), **machine()}
+        record = {"name": name, **rounded(work()), "load": round(os.getloadavg()[0], 1), **machine()}
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record) + "\n")
         self.records[name] = record
-        print(f"{name}: {record}", flush=True)
+        print(json.dumps(record), flush=True)
+
+
+def rounded(value: Any) -> Any:
+    """Four digits of every number that is no count, in dicts and lists too."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def machine() -> dict[str, Any]:
@@ -65,7 +76,7 @@ def machine() -> dict[str, Any]:
 
 def stage_paper(book: Book, options: argparse.Namespace) -> None:
     """What a step must compute and store, on shapes alone."""
-    for name, side in PAPER:
+    for name, side in (("tiny", 8),) if options.tiny else PAPER:
         book.once(f"paper {name} {side}", lambda n=name, s=side: paper.count(n, s, 1, 16))
 
 
@@ -81,7 +92,9 @@ def stage_steps(book: Book, options: argparse.Namespace) -> None:
 
 
 def _both(bench: Bench, sides: list[str], rounds: int) -> dict[str, Any]:
-    found = {"model MiB": weights(bench)}
+    if bench.case.batch * bench.case.side**2 > LARGE:
+        rounds = max(3, rounds // 2)  # long steps vary less
+    found: dict[str, Any] = {"model MiB": weights(bench)}
     for side in sides:
         found |= memory(bench, side)
     return found | turns(bench, sides, rounds)
@@ -89,7 +102,7 @@ def _both(bench: Bench, sides: list[str], rounds: int) -> dict[str, Any]:
 
 def stage_start(book: Book, options: argparse.Namespace) -> None:
     """Σ from W0, canonical form and attaching, for all of SDXL's attention."""
-    book.once("start sdxl", lambda: start.measure(16, 1 if options.tiny else 3))
+    book.once("start sdxl", lambda: start.measure(16, 1 if options.tiny else 3, "tiny" if options.tiny else "sdxl"))
 
 
 def stage_host(book: Book, options: argparse.Namespace) -> None:
@@ -97,8 +110,15 @@ def stage_host(book: Book, options: argparse.Namespace) -> None:
     if not host.there():
         print("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI: its own nodes are left out", flush=True)
         return
-    for name, work in host.tasks(options.tiny, options.rounds):
+    for name, work in host.tasks(options.tiny, options.rounds, book.records):
         book.once(name, work)
+
+
+def stage_tuned(book: Book, options: argparse.Namespace) -> None:
+    """AdamW's forms, and torch.compile."""
+    book.once("tuned optimizers", lambda: tuned.optimizers(16, options.rounds, options.tiny))
+    case = next(plan.cases(options.tiny))
+    book.once("tuned compile", lambda: tuned.compiled(case, options.rounds))
 
 
 def stage_gpu(book: Book, options: argparse.Namespace) -> None:
@@ -115,6 +135,7 @@ STAGES: dict[str, Callable[[Book, argparse.Namespace], None]] = {
     "steps": stage_steps,
     "start": stage_start,
     "host": stage_host,
+    "tuned": stage_tuned,
     "gpu": stage_gpu,
 }
 
@@ -125,7 +146,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} (default: all)")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--plot", type=Path, default=HERE / "speed.png")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: 5)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
     parser.add_argument("--tiny", action="store_true", help="a model that only shows that all of this runs")
     options = parser.parse_args()
     unknown = set(options.stages) - set(STAGES)

@@ -63,6 +63,12 @@ class Bench:
         other.data = models.dataset(self.unet, case.side, case.pictures)
         return other
 
+    def with_model(self, model: Any) -> Bench:
+        """The same case with another U-Net."""
+        other = copy.copy(self)
+        other.unet, other.denoiser = model, models.denoiser(model)
+        return other
+
     def twin(self) -> Any:
         """Another U-Net over the same weights, so that sides do not meet each other's hooks and modules."""
         memo: dict[int, Any] = {id(tensor): tensor for tensor in (*self.unet.parameters(), *self.unet.buffers())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 from statistics import median
 
 import models
@@ -16,19 +17,18 @@ from trilora_core.config import AdapterConfig
 from trilora_core.randomized import top_singular_values
 
 
-def measure(rank: int, rounds: int) -> dict[str, float]:
+def measure(rank: int, rounds: int, model: str) -> dict[str, float]:
     """Seconds of process time for all attention linears; one weight of each shape stands for those of its shape."""
-    modules = _attention()
-    found = {name: 0.0 for name in ("create", "singular values", "svdvals", "canonical", "dense svd")}
+    modules = attention(model)
+    found: dict[str, float] = {"layers": len(modules)}
     for (out, into), count in Counter(tuple(module.weight.shape) for module in modules).items():
         weight, up, down = torch.randn(out, into), torch.randn(out, rank), torch.randn(rank, into)
-        config, dense = AdapterConfig(rank=rank), up @ down
         calls = {
-            "create": lambda w=weight: _created(w, config),
-            "singular values": lambda w=weight: top_singular_values(w, rank),
-            "svdvals": lambda w=weight: torch.linalg.svdvals(w),
-            "canonical": lambda u=up, d=down: spectral.canonical(u, d),
-            "dense svd": lambda d=dense: torch.linalg.svd(d, full_matrices=False),
+            "create": partial(_created, weight, AdapterConfig(rank=rank)),
+            "singular values": partial(top_singular_values, weight, rank),
+            "svdvals": partial(torch.linalg.svdvals, weight),
+            "canonical": partial(spectral.canonical, up, down),
+            "dense svd": partial(torch.linalg.svd, up @ down, full_matrices=False),
         }
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
@@ -37,8 +37,8 @@ def measure(rank: int, rounds: int) -> dict[str, float]:
                 call()
                 times[name].append(time.process_time() - begin)
         for name, values in times.items():
-            found[name] += count * median(values)
-    return {"layers": len(modules), **found, "attach": _attaching(modules, rank)}
+            found[name] = found.get(name, 0.0) + count * median(values)
+    return {**found, "attach": _attaching(modules, rank), "rounds": rounds}
 
 
 def _created(weight: torch.Tensor, config: AdapterConfig) -> TriLoRA:
@@ -48,8 +48,9 @@ def _created(weight: torch.Tensor, config: AdapterConfig) -> TriLoRA:
     return TriLoRA.create({"layer": Target(layer)}, config, seed=0, data_hash="")
 
 
-def _attention() -> list[nn.Linear]:
-    model = models.unet("sdxl", "meta")
+def attention(name: str) -> list[nn.Linear]:
+    """The attention linears of a model, without their weights."""
+    model = models.unet(name, "meta")
     return [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".attn" in name]
 
 

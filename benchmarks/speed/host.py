@@ -12,38 +12,44 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import native_trainer
+import native
 
-SMALL = {"levels": 2, "res_blocks": 1, "size": 32}  # 107 million weights, pictures of 256 pixels
-TIMED = {  # name -> (case of native_trainer for the host's node, that for this package, share of the rounds)
+OLDEST = (0, 33)  # whose Train LoRA node takes the options that are given here
+SIZES = {
+    "tiny": {"levels": 1, "res_blocks": 1, "size": 8},
+    "reduced": {"levels": 2, "res_blocks": 1, "size": 32},  # 107 million weights, pictures of 256 pixels
+    "sd15": {"levels": 4, "res_blocks": 2, "size": 32},  # 860 million, 14 GB of memory at the peak
+}
+TIMED = {  # name -> (case of native.py for the host's node, that for this package, share of the rounds)
     "batch 1, the same layers": ("native, batch 1, the same layers", "here, batch 1", 1.0),
     "batch 1, as it ships": ("native, batch 1, as it ships", "here, batch 1", 1.0),
-    "batch 4, the same layers": ("native, batch 4, the same layers", "here, batch 4", 0.4),  # a minute a turn
+    "batch 4, the same layers": ("native, batch 4, the same layers", "here, batch 4", 0.5),  # a minute a turn
 }
 WEIGHED = ("here, batch 1", "native, batch 1, the same layers", "native, batch 1, as it ships")
 Ask = Callable[..., Any]
 
 
-def there() -> bool:
-    """Whether a ComfyUI with an interpreter is found."""
-    folder, python = native_trainer.find_host()
-    return (folder / "main.py").is_file() and python.is_file()
-
-
-def tasks(tiny: bool, rounds: int, known: Container[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def tasks(size: str, rounds: int, known: Container[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """(name, work) of each measurement that is not known; the model is built once for all of them."""
-    rounds = 1 if tiny else rounds
-    works: dict[str, Callable[[Ask], dict[str, Any]]] = {"host apply": lambda ask: dict(ask("apply", rounds=rounds))}
-    works |= {f"host memory {name}": partial(_memory, name) for name in WEIGHED}
-    works |= {f"host {name}": partial(_times, rounds, *case) for name, case in TIMED.items()}
+    before = "host sd15" if size == "sd15" else "host"
+    works: dict[str, Callable[[Ask], dict[str, Any]]] = {
+        f"{before} apply": lambda ask: {**ask("apply", rounds=rounds), "host": _version()}
+    }
+    works |= {f"{before} memory {name}": partial(_memory, name) for name in WEIGHED}
+    works |= {f"{before} {name}": partial(_times, rounds, *case) for name, case in TIMED.items()}
+    if size == "sd15":
+        del works["host sd15 batch 4, the same layers"]  # the host's node needs more than 24 GB for it
     missing = {name: work for name, work in works.items() if name not in known}
     if not missing:
         return
-    with native_trainer.host_tasks({**SMALL, "size": 8} if tiny else SMALL, __file__) as ask:
+    with native.host_tasks(SIZES[size], __file__) as ask:
         ask("build")
         for name, work in missing.items():
             yield name, partial(work, ask)
+
+
+def _version() -> str:
+    return ".".join(map(str, native.version()))
 
 
 def _times(rounds: int, native: str, own: str, share: float, ask: Ask) -> dict[str, Any]:
@@ -51,11 +57,11 @@ def _times(rounds: int, native: str, own: str, share: float, ask: Ask) -> dict[s
     found = ask("times", cases=(native, own), rounds=rounds, steps=1)
     ratios = [theirs / ours for theirs, ours in zip(found[native], found[own], strict=True)]
     medians = {"native": median(found[native]), "here": median(found[own]), "x": median(ratios)}
-    return {**medians, "range": [min(ratios), max(ratios)], "rounds": rounds}
+    return {**medians, "range": [min(ratios), max(ratios)], "rounds": rounds, "host": _version()}
 
 
 def _memory(case: str, ask: Ask) -> dict[str, Any]:
-    return dict(ask("memory", case=case))
+    return {**ask("memory", case=case), "host": _version()}
 
 
 # What follows runs in the host's interpreter.
@@ -66,7 +72,7 @@ def _apply(job: dict[str, Any]) -> dict[str, Any]:
     import comfy.model_management
     import torch
 
-    patcher, pack, _ = native_trainer.prepare(job)
+    patcher, pack, _ = native.prepare(job)
     with torch.inference_mode():
         _write(pack, patcher, Path(job["folder"]) / "models" / "loras" / "one.safetensors")
         ways = {"native": partial(_loader, patcher), "here": partial(_ours, pack, patcher)}
@@ -118,4 +124,4 @@ def _write(pack: Any, patcher: Any, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    native_trainer.inside(json.loads(sys.argv[2]), {"apply": _apply})
+    native.inside(json.loads(sys.argv[2]), {"apply": _apply})

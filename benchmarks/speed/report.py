@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import SWEEPS
+from sides import Case
 
 Records = Mapping[str, dict[str, Any]]
+Sweeps = Mapping[str, Sequence[Case]]
 LABELS = {"here": "TriLoRA", "peft": "peft + diffusers"}
 COLOURS = {"here": "#0072b2", "peft": "#d55e00"}  # told apart by colour-blind readers, by their markers too
 MARKERS = {"here": "o", "peft": "s"}
@@ -16,9 +17,9 @@ GOAL = 1.1  # of the floor
 HOST_GOALS = {"batch 1, the same layers": 1.1, "batch 1, as it ships": 2.0, "batch 4, the same layers": 3.5}
 
 
-def tables(records: Records) -> list[str]:
+def tables(records: Records, sweeps: Sweeps) -> list[str]:
     """Lines of markdown."""
-    parts = (_machines(records), _paper(records), _steps(records), _host(records), _start(records))
+    parts = (_machines(records), _paper(records), _steps(records, sweeps), _host(records), _start(records))
     return [line for part in (*parts, _tuned(records), _gpu(records)) for line in part]
 
 
@@ -55,8 +56,8 @@ def _paper(records: Records) -> Iterator[str]:
         yield _row(name, *tera, more, *kept)
 
 
-def _steps(records: Records) -> Iterator[str]:
-    for sweep, cases in SWEEPS.items():
+def _steps(records: Records, sweeps: Sweeps) -> Iterator[str]:
+    for sweep, cases in sweeps.items():
         rows = [(case, records[f"steps {case.name}"]) for case in cases if f"steps {case.name}" in records]
         if not rows:
             continue
@@ -65,7 +66,7 @@ def _steps(records: Records) -> Iterator[str]:
         yield from (_row(_value(case, sweep), *_step_cells(record)) for case, record in rows)
 
 
-def _value(case: Any, sweep: str) -> str:
+def _value(case: Case, sweep: str) -> str:
     if sweep == "resolution":
         return f"{8 * case.side} pixels"
     if sweep == "recomputed":
@@ -89,27 +90,36 @@ def _whole(r: dict[str, Any], side: str) -> float:
 
 
 def _host(records: Records) -> Iterator[str]:
-    timed = {name: records[f"host {name}"] for name in HOST_GOALS if f"host {name}" in records}
-    if timed:
-        yield from _table("**The host's Train LoRA node**, s a step", "case", "TriLoRA", "native", "ratio", "goal")
-        for name, r in timed.items():
-            ratio = f"**{r['x']:.2f}** ({r['range'][0]:.2f} to {r['range'][1]:.2f})"
-            yield _row(name, f"{r['here']:.2f}", f"{r['native']:.2f}", ratio, f"≥ {HOST_GOALS[name]}")
-    start = "host memory "
-    weighed = {name.removeprefix(start): r for name, r in records.items() if name.startswith(start)}
+    for before, model in (("host", "107 million weights"), ("host sd15", "SD1.5's shape, 860 million weights")):
+        found = {name.removeprefix(f"{before} "): r for name, r in records.items() if name.startswith(f"{before} ")}
+        timed = {name: found[name] for name in HOST_GOALS if name in found}
+        if timed:
+            title = f"**The host's Train LoRA node**, {model}, 256 pixels, s a step"
+            yield from _table(title, "case", "TriLoRA", "native", "ratio", "goal")
+            for name, r in timed.items():
+                yield _row(name, f"{r['here']:.2f}", f"{r['native']:.2f}", _ratio(r), f"≥ {HOST_GOALS[name]}")
+        weighed = {name.removeprefix("memory "): r for name, r in found.items() if name.startswith("memory ")}
+        yield from _weighed(weighed)
+        if "apply" in found:
+            r = found["apply"]
+            title = f"From the file to patched weights, {model}, s"
+            yield from _table(title, "", "native loader", "TriLoRA", "ratio", "goal")
+            yield _row("all", f"{r['native']:.3f}", f"{r['here']:.3f}", _ratio(r), "≤ 1.1")
+            yield _row("of it in the nodes", f"{r['native node']:.3f}", f"{r['here node']:.3f}", "", "")
+
+
+def _ratio(r: Mapping[str, Any]) -> str:
+    low, high = r["range"]
+    return f"**{r['x']:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def _weighed(weighed: dict[str, dict[str, Any]]) -> Iterator[str]:
     own = weighed.pop("here, batch 1", {}).get("peak")
     if own and weighed:
-        title = f"Memory above the loaded model: TriLoRA {own:.0f} MiB"
+        title = f"Memory above the loaded model, resident: TriLoRA {own:.0f} MiB"
         yield from _table(title, "beside", "MiB", "TriLoRA / it", "goal")
-        yield from (
-            _row(name, f"{r['peak']:.0f}", f"**{own / r['peak']:.2f}**", "≤ 0.65") for name, r in weighed.items()
-        )
-    if "host apply" in records:
-        r = records["host apply"]
-        yield from _table("From the file to patched weights, s", "", "native loader", "TriLoRA", "ratio", "goal")
-        ratio = f"**{r['x']:.2f}** ({r['range'][0]:.2f} to {r['range'][1]:.2f})"
-        yield _row("all", f"{r['native']:.3f}", f"{r['here']:.3f}", ratio, "≤ 1.1")
-        yield _row("of it in the nodes", f"{r['native node']:.3f}", f"{r['here node']:.3f}", "", "")
+        for name, r in weighed.items():
+            yield _row(name, f"{r['peak']:.0f}", f"**{own / r['peak']:.2f}**", "≤ 0.65")
 
 
 def _start(records: Records) -> Iterator[str]:
@@ -149,7 +159,7 @@ def _gpu(records: Records) -> Iterator[str]:
         yield _row(name, r.get("failed") or f"{r.get('s', r.get('all', 0.0)):.3f}", f"{r.get('MiB', 0):.0f}")
 
 
-def plot(records: Records, file: Path) -> None:
+def plot(records: Records, sweeps: Sweeps, file: Path) -> None:
     """Time of a step and memory over the floor, for each sweep of numbers."""
     import matplotlib
 
@@ -159,7 +169,7 @@ def plot(records: Records, file: Path) -> None:
     numbers = {"rank": "rank", "batch": "batch", "resolution": "side"}
     figure, axes = plt.subplots(2, len(numbers), figsize=(10, 5.4), sharey="row", layout="constrained")
     for column, (sweep, field) in zip(axes.T, numbers.items(), strict=True):
-        rows = [(case, records[f"steps {case.name}"]) for case in SWEEPS[sweep] if f"steps {case.name}" in records]
+        rows = [(case, records[f"steps {case.name}"]) for case in sweeps[sweep] if f"steps {case.name}" in records]
         at = [getattr(case, field) * (8 if sweep == "resolution" else 1) for case, _ in rows]
         _curves(column, at, [record for _, record in rows])
         for axis in column:

@@ -1,8 +1,9 @@
 """Speed and memory of a step, of the start and of applying, beside whatever peers are there: one table, one plot.
 
-Run from the root of a clone: `python benchmarks/speed/run.py`. What has been measured already, in results.jsonl, is not
-measured again. PEFT is compared where it is installed, the host's own nodes where a ComfyUI is found (COMFYUI_PATH or
-~/comfy/ComfyUI), full-size models where there is a CUDA device. `--tiny` shows in a few minutes that all of it runs.
+Run from the root of a clone: `python benchmarks/speed/run.py`. What results.jsonl holds of this machine is not measured
+again; what it holds of another one is left alone. PEFT is compared where it is installed, the host's own nodes where a
+ComfyUI 0.33 or newer is found (COMFYUI_PATH or ~/comfy/ComfyUI), full-size models where there is a CUDA device.
+`--tiny --folder DIR` shows in a few minutes that all of it runs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import gpu  # noqa: E402
 import host  # noqa: E402
+import native  # noqa: E402
 import paper  # noqa: E402
 import plan  # noqa: E402
 import report  # noqa: E402
@@ -37,12 +39,13 @@ Records = dict[str, dict[str, Any]]
 
 
 class Book:
-    """Results by name, a line of JSON each; what is there is not measured again."""
+    """Results of this machine by name, a line of JSON each; what is there is not measured again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.records: Records = {record["name"]: record for record in map(json.loads, lines)}
+        found, here = map(json.loads, lines), machine()["machine"]
+        self.records: Records = {record["name"]: record for record in found if record["machine"] == here}
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Measure and write down, with the machine and its load."""
@@ -107,10 +110,19 @@ def stage_start(book: Book, options: argparse.Namespace) -> None:
 
 def stage_host(book: Book, options: argparse.Namespace) -> None:
     """The host's own Train LoRA node and its loader."""
-    if not host.there():
-        print("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI: its own nodes are left out", flush=True)
+    _beside_the_host(book, "tiny" if options.tiny else "reduced", options.rounds)
+
+
+def stage_host_sd15(book: Book, options: argparse.Namespace) -> None:
+    """The same at the size of SD1.5, only when asked for: a quarter of an hour, and 14 GB of memory."""
+    _beside_the_host(book, "sd15", options.rounds)
+
+
+def _beside_the_host(book: Book, size: str, rounds: int) -> None:
+    if native.version() < host.OLDEST:
+        print("no ComfyUI 0.33 or newer at COMFYUI_PATH or ~/comfy/ComfyUI: its own nodes are left out", flush=True)
         return
-    for name, work in host.tasks(options.tiny, options.rounds, book.records):
+    for name, work in host.tasks(size, (rounds + 1) // 2, book.records):  # steps of the host's node are long
         book.once(name, work)
 
 
@@ -137,27 +149,33 @@ STAGES: dict[str, Callable[[Book, argparse.Namespace], None]] = {
     "host": stage_host,
     "tuned": stage_tuned,
     "gpu": stage_gpu,
+    "host-sd15": stage_host_sd15,
 }
+UNASKED = [name for name in STAGES if name != "host-sd15"]
 
 
 def main() -> None:
     """Measure what is missing, print the tables, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} (default: all)")
-    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--plot", type=Path, default=HERE / "speed.png")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} (default: all but the last)")
+    parser.add_argument("--folder", type=Path, help="of results.jsonl and speed.png (default: this one's)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
-    parser.add_argument("--tiny", action="store_true", help="a model that only shows that all of this runs")
+    parser.add_argument("--tiny", action="store_true", help="small models that only show that all of this runs")
     options = parser.parse_args()
     unknown = set(options.stages) - set(STAGES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    if options.tiny and options.folder is None:
+        parser.error("--tiny needs a --folder of its own, so that its results are not taken for real ones")
+    folder = options.folder or HERE
+    folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    book = Book(options.results)
-    for stage in options.stages or STAGES:
+    book = Book(folder / "results.jsonl")
+    for stage in options.stages or UNASKED:
         STAGES[stage](book, options)
-    print("\n".join(report.tables(book.records)))
-    report.plot(book.records, options.plot)
+    sweeps = plan.sweeps(options.tiny)
+    print("\n".join(report.tables(book.records, sweeps)))
+    report.plot(book.records, sweeps, folder / "speed.png")
 
 
 if __name__ == "__main__":

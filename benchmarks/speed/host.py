@@ -33,7 +33,7 @@ def tasks(size: str, rounds: int, known: Container[str]) -> Iterator[tuple[str, 
     """(name, work) of each measurement that is not known; the model is built once for all of them."""
     before = "host sd15" if size == "sd15" else "host"
     works: dict[str, Callable[[Ask], dict[str, Any]]] = {
-        f"{before} apply": lambda ask: {**ask("apply", rounds=rounds), "host": _version()}
+        f"{before} apply": lambda ask: {**ask("apply", rounds=4 * rounds), "host": _version()}
     }
     works |= {f"{before} memory {name}": partial(_memory, name) for name in WEIGHED}
     works |= {f"{before} {name}": partial(_times, rounds, *case) for name, case in TIMED.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from sides import Case
@@ -21,6 +20,7 @@ def sweeps(tiny: bool) -> dict[str, list[Case]]:
     }
 
 
-def cases(tiny: bool) -> Iterator[Case]:
-    """Each case once."""
-    yield from dict.fromkeys(case for sweep in sweeps(tiny).values() for case in sweep)
+def cases(tiny: bool) -> list[Case]:
+    """Each case once, the quick ones first."""
+    found = dict.fromkeys(case for sweep in sweeps(tiny).values() for case in sweep)
+    return sorted(found, key=lambda case: case.batch * case.side**2)

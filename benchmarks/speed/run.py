@@ -31,7 +31,7 @@ import report  # noqa: E402
 import start  # noqa: E402
 import tuned  # noqa: E402
 from measure import memory, turns, weights  # noqa: E402
-from sides import Bench  # noqa: E402
+from sides import Bench, Case  # noqa: E402
 
 LARGE = 1024  # latent points in a batch
 PAPER = (("reduced", 16), ("sd15", 64), ("sdxl", 128))
@@ -129,7 +129,7 @@ def _beside_the_host(book: Book, size: str, rounds: int) -> None:
 def stage_tuned(book: Book, options: argparse.Namespace) -> None:
     """AdamW's forms, and torch.compile."""
     book.once("tuned optimizers", lambda: tuned.optimizers(16, options.rounds, options.tiny))
-    case = next(plan.cases(options.tiny))
+    case = Case("tiny", side=8) if options.tiny else Case()
     book.once("tuned compile", lambda: tuned.compiled(case, options.rounds))
 
 

@@ -11,7 +11,7 @@ import models
 import torch
 from torch import nn
 
-from trilora_core import spectral
+from trilora_core import adapter, spectral
 from trilora_core.adapter import Target, TriLoRA
 from trilora_core.config import AdapterConfig
 from trilora_core.randomized import top_singular_values
@@ -24,8 +24,8 @@ def measure(rank: int, rounds: int, model: str) -> dict[str, float]:
     for (out, into), count in Counter(tuple(module.weight.shape) for module in modules).items():
         weight, up, down = torch.randn(out, into), torch.randn(out, rank), torch.randn(rank, into)
         calls = {
-            "create": partial(_created, weight, AdapterConfig(rank=rank)),
             "singular values": partial(top_singular_values, weight, rank),
+            "create": partial(_created, weight, AdapterConfig(rank=rank)),
             "svdvals": partial(torch.linalg.svdvals, weight),
             "canonical": partial(spectral.canonical, up, down),
             "dense svd": partial(torch.linalg.svd, up @ down, full_matrices=False),
@@ -44,7 +44,8 @@ def measure(rank: int, rounds: int, model: str) -> dict[str, float]:
 def _created(weight: torch.Tensor, config: AdapterConfig) -> TriLoRA:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight = nn.Parameter(weight * (1 + 1e-3 * torch.rand(())), requires_grad=False)  # never the same twice
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    adapter._SIGMA_CACHE.clear()  # what a second run in the same process is spared
     return TriLoRA.create({"layer": Target(layer)}, config, seed=0, data_hash="")
 
 
@@ -58,6 +59,6 @@ def _attaching(modules: list[nn.Linear], rank: int) -> float:
     """Seconds to make and to hook in all branches, Σ at one: no weight is read."""
     targets = {str(number): Target(module) for number, module in enumerate(modules)}
     begin = time.process_time()
-    adapter = TriLoRA.create(targets, AdapterConfig(rank=rank, init="ones"), seed=0, data_hash="", device="cpu")
-    with adapter.attach(targets):
+    made = TriLoRA.create(targets, AdapterConfig(rank=rank, init="ones"), seed=0, data_hash="", device="cpu")
+    with made.attach(targets):
         return time.process_time() - begin

@@ -155,10 +155,10 @@ UNASKED = [name for name in STAGES if name != "host-sd15"]
 
 
 def main() -> None:
-    """Measure what is missing, print the tables, draw the plot."""
+    """Measure what is missing, print and write the tables, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} (default: all but the last)")
-    parser.add_argument("--folder", type=Path, help="of results.jsonl and speed.png (default: this one's)")
+    parser.add_argument("--folder", type=Path, help="of results.jsonl, tables.md and speed.png (default: this one's)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
     parser.add_argument("--tiny", action="store_true", help="small models that only show that all of this runs")
     options = parser.parse_args()
@@ -174,7 +174,9 @@ def main() -> None:
     for stage in options.stages or UNASKED:
         STAGES[stage](book, options)
     sweeps = plan.sweeps(options.tiny)
-    print("\n".join(report.tables(book.records, sweeps)))
+    tables = "\n".join(report.tables(book.records, sweeps)) + "\n"
+    print(tables)
+    (folder / "tables.md").write_text("# What was measured\n" + tables, encoding="utf-8")
     report.plot(book.records, sweeps, folder / "speed.png")
 
 

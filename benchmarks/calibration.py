@@ -20,7 +20,8 @@ from trilora_core.adapter import TriLoRA
 from trilora_core.backend_diffusers import DiffusersDenoiser, DiffusersEncoder, load_pipeline
 from trilora_core.calibrate import calibrate, facts_of
 from trilora_core.calibration import Calibration
-from trilora_core.config import AdapterConfig, DataConfig, TrainConfig
+from trilora_core.config import AdapterConfig, TrainConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.contrast import DAMPING, contrast
 from trilora_core.data import MemoryStore, load_folder
 from trilora_core.demo import BASE, PICTURES

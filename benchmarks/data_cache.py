@@ -26,7 +26,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trilora_core.adapter import TriLoRA
 from trilora_core.backend_diffusers import DiffusersDenoiser, DiffusersEncoder, load_pipeline
-from trilora_core.config import AdapterConfig, DataConfig, TrainConfig
+from trilora_core.config import AdapterConfig, TrainConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.data import DiskStore, MemoryStore, load_folder
 from trilora_core.demo import BASE
 from trilora_core.train import Run, train

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trilora_core.adapter import TriLoRA
 from trilora_core.backend_diffusers import DiffusersDenoiser, DiffusersEncoder, DiffusersPreviewer, load_pipeline
 from trilora_core.batches import Line
-from trilora_core.config import AdapterConfig, DataConfig, MaskConfig, OptimizerConfig, PriorConfig, TrainConfig
+from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
+from trilora_core.config_data import DataConfig, MaskConfig, PriorConfig
 from trilora_core.data import Dataset, load_folder
 from trilora_core.data.prior import ensure_prior
 from trilora_core.demo import BASE, PICTURES, TRIGGER_WORD

@@ -13,6 +13,7 @@ from ..trilora_core.shaping import Shape, shape
 from .host.base import other_base
 from .host.events import announce
 from .host.patching import apply
+from .shared_inputs import strength_of
 from .sockets import CARD, CATEGORY, AdapterSocket
 
 __all__ = ["ApplyTriLoRA"]
@@ -33,13 +34,9 @@ class ApplyTriLoRA(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the adapter was trained for."),
                 AdapterSocket.Input("trilora", tooltip="From Load, Train or Merge TriLoRA."),
-                io.Float.Input(
+                strength_of(
                     "strength",
-                    default=1.0,
-                    min=-20.0,
-                    max=20.0,
-                    step=0.05,
-                    tooltip="How much of the change is added to the model: 1 as trained, 0 none (the model passes "
+                    "How much of the change is added to the model: 1 as trained, 0 none (the model passes "
                     "untouched), above 1 more, below 0 the opposite.",
                 ),
                 io.Clip.Input(
@@ -47,14 +44,8 @@ class ApplyTriLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="Only for adapters that change the text encoder too; others pass it on.",
                 ),
-                io.Float.Input(
-                    "strength_clip",
-                    default=1.0,
-                    min=-20.0,
-                    max=20.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="As strength, for the text encoder. Without clip it does nothing.",
+                strength_of(
+                    "strength_clip", "As strength, for the text encoder. Without clip it does nothing.", optional=True
                 ),
                 *shape_inputs(),
             ],

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trilora_core.config import CROPS, CaptionConfig, FramingConfig, MaskConfig
+from ..trilora_core.config_data import CROPS, CaptionConfig, FramingConfig, MaskConfig
 from .host.paths import check_mask_folder, dataset_folder, mask_fingerprint, mask_folders
 from .sockets import CACHES, CATEGORY, DataOptions, DataOptionsSocket
 

@@ -15,6 +15,7 @@ from .host.events import announce
 from .host.grid import draw_grid, sources, step_sources
 from .host.paths import kept_fingerprint
 from .host.preview import SAMPLERS, SCHEDULERS
+from .shared_inputs import guidance, negative_input, sampling_steps
 from .sockets import CATEGORY, AdapterSocket
 
 __all__ = ["TriLoRAGrid"]
@@ -138,17 +139,8 @@ def _sampling() -> list[io.Input]:
             tooltip="Of the noise that every picture starts from: the same everywhere, so that only what the labels "
             "name differs.",
         ),
-        io.Int.Input(
-            "steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture; 20 to 30 is usual."
-        ),
-        io.Float.Input(
-            "cfg",
-            default=7.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strictly pictures follow their prompt: 7 for SD1.5 and SDXL, 4.5 for SD3, 1 for Flux.",
-        ),
+        sampling_steps("Sampling steps of each picture; 20 to 30 is usual."),
+        guidance(),
         io.Combo.Input(
             "sampler_name", options=list(SAMPLERS), default="euler", tooltip="As in KSampler. euler is never wrong."
         ),
@@ -170,7 +162,7 @@ def _sampling() -> list[io.Input]:
             )
             for side in ("width", "height")
         ),
-        io.String.Input("negative", default="", optional=True, tooltip="What should not be in the pictures."),
+        negative_input(),
     ]
 
 

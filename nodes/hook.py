@@ -12,6 +12,7 @@ from ..trilora_core.schedule import keyframes as scheduled
 from ..trilora_core.shaping import highest_rank
 from .host.events import announce
 from .host.hooks import hook_group, keyframes_of
+from .shared_inputs import strength_of
 from .sockets import CATEGORY, AdapterSocket
 
 __all__ = ["TriLoRAHook"]
@@ -79,23 +80,15 @@ def _summary(strength: float, frames: tuple[Keyframe, ...], steps: tuple[RankSte
 def _inputs() -> list[io.Input]:
     return [
         AdapterSocket.Input("trilora", tooltip="From Load, Train or Merge TriLoRA."),
-        io.Float.Input(
+        strength_of(
             "strength",
-            default=1.0,
-            min=-20.0,
-            max=20.0,
-            step=0.05,
-            tooltip="The strength at the start of the sampling, as in Apply TriLoRA; with the curve constant the "
+            "The strength at the start of the sampling, as in Apply TriLoRA; with the curve constant the "
             "strength throughout. Keyframes that are connected multiply it.",
         ),
-        io.Float.Input(
+        strength_of(
             "strength_end",
-            default=1.0,
-            min=-20.0,
-            max=20.0,
-            step=0.05,
+            "The strength at the end. Not used while the curve is constant or keyframes are connected.",
             optional=True,
-            tooltip="The strength at the end. Not used while the curve is constant or keyframes are connected.",
         ),
         io.Combo.Input(
             "curve",
@@ -121,15 +114,11 @@ def _inputs() -> list[io.Input]:
             tooltip="Rank by step: 4@0, 16@0.5 uses the 4 strongest directions of each layer from the start and 16 "
             "from half of the sampling range on (coarse first, fine later). all: every one. Empty: all throughout.",
         ),
-        io.Float.Input(
+        strength_of(
             "strength_clip",
-            default=1.0,
-            min=-20.0,
-            max=20.0,
-            step=0.05,
-            optional=True,
-            tooltip="For adapters that change the text encoder, with ComfyUI's Set CLIP Hooks: the strength of the "
+            "For adapters that change the text encoder, with ComfyUI's Set CLIP Hooks: the strength of the "
             "moment times this. 0: leave the text encoder alone.",
+            optional=True,
         ),
         io.HookKeyframes.Input(
             "keyframes",

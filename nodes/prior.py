@@ -6,8 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trilora_core.config import PriorConfig
+from ..trilora_core.config_data import PriorConfig
 from .host.prior import drawn_prior
+from .shared_inputs import guidance, negative_input, sampling_steps
 from .sockets import CACHES, CATEGORY, DatasetSocket, DatasetValue
 
 __all__ = ["TriLoRAPriorPictures"]
@@ -59,19 +60,9 @@ class TriLoRAPriorPictures(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Of the first picture; the next ones count up. Another seed draws another set.",
                 ),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=1000, optional=True, tooltip="Sampling steps of each picture."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="How strictly pictures follow their prompt: 7 for SD1.5 and SDXL, 4.5 for SD3, 1 for Flux.",
-                ),
-                io.String.Input("negative", default="", optional=True, tooltip="What should not be in the pictures."),
+                sampling_steps("Sampling steps of each picture.", optional=True),
+                guidance(optional=True),
+                negative_input(),
                 io.Combo.Input(
                     "cache",
                     options=list(CACHES),

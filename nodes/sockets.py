@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trilora_core.config import CaptionConfig, DataConfig, FramingConfig, MaskConfig
+from ..trilora_core.config_data import CaptionConfig, DataConfig, FramingConfig, MaskConfig
 from ..trilora_core.data import Dataset
 
 __all__ = [

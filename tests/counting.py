@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trilora_core.config import DataConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.data.framing import Frame
 
 

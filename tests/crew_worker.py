@@ -33,8 +33,9 @@ from trilora_core.data.cache import MemoryStore
 from trilora_core.errors import InputError
 from trilora_core.monitor import split
 from trilora_core.preserve import Amount, Captions, keep
+from trilora_core.runplan import targets_of
 from trilora_core.session import train_to_file
-from trilora_core.train import Run, Step, TrainingDiverged, targets_of
+from trilora_core.train import Run, Step, TrainingDiverged
 
 PLAIN = TrainConfig(
     steps=8,

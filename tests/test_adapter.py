@@ -8,12 +8,14 @@ from torch import nn
 from torch.func import functional_call
 
 from tests.toy import WIDTH, ToyDenoiser
-from trilora_core.adapter import SIGMA_INITS, Target, TriLoRA, derive_seed
+from trilora_core.adapter import TriLoRA
+from trilora_core.branch import Target
 from trilora_core.config import AdapterConfig
 from trilora_core.errors import InputError
 from trilora_core.fileformat import Layer
 from trilora_core.recompute import checkpointed
 from trilora_core.spectral import SVD, canonical
+from trilora_core.start import SIGMA_INITS, derive_seed
 
 
 def make(targets, seed=0, data="d", **options):

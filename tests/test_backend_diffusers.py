@@ -34,14 +34,16 @@ from trilora_core.backend_diffusers import (
     load_pipeline,
 )
 from trilora_core.backend_diffusers_apply import modules_by_stem
-from trilora_core.config import LAYERS, AdapterConfig, DataConfig, LayerConfig, TrainConfig
+from trilora_core.config import LAYERS, AdapterConfig, LayerConfig, TrainConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.data import load_folder
 from trilora_core.data.framing import Frame
 from trilora_core.errors import InputError
 from trilora_core.fileformat import Adapter, Layer, read_adapter, write_adapter
+from trilora_core.protocols import Denoiser, Previewer
 from trilora_core.recompute import checkpointed
 from trilora_core.spectral import SVD
-from trilora_core.train import Denoiser, Previewer, Run, train
+from trilora_core.train import Run, train
 
 MERGES = ["f o", "fo x</w>", "a t</w>"]
 WORDS = 512 + len(MERGES) + 2

@@ -28,8 +28,8 @@ from trilora_core.data.framing import Frame
 from trilora_core.errors import InputError
 from trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from trilora_core.keys import is_text
+from trilora_core.protocols import TextEncoder
 from trilora_core.recompute import checkpointed
-from trilora_core.train import TextEncoder
 
 TEXTS = ["a fox", "at", "", "a fox at the fox"]
 FRAME = Frame(size=(16, 16), box=(2, 0, 18, 16), flip=False, original=(40, 32))

@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tests.toy import TOKENS, WIDTH, ToyDenoiser, toy_dataset
-from trilora_core.adapter import Target, TriLoRA
+from trilora_core.adapter import TriLoRA
+from trilora_core.branch import Target
 from trilora_core.calibrate import calibrate, check_calibration, facts_of
 from trilora_core.calibration import calibration_path, read_calibration, read_facts, write_calibration
 from trilora_core.config import AdapterConfig, CalibrationConfig, LayerConfig, TrainConfig
 from trilora_core.errors import InputError
 from trilora_core.moments import Storage
 from trilora_core.prompts import BROAD
-from trilora_core.train import Run, run_fingerprint, train
+from trilora_core.runplan import run_fingerprint
+from trilora_core.train import Run, train
 
 WHOLE = Storage(whole=1 << 20)
 TINY = Storage(whole=8, kept=6, spare=4)

@@ -17,7 +17,8 @@ from trilora_core.cli.data_options import CacheOptions
 from trilora_core.cli.parser import OneLineParser
 from trilora_core.cli.run_options import read_run_options
 from trilora_core.cli.summary import at_most
-from trilora_core.config import DataConfig, PriorConfig, TrainConfig
+from trilora_core.config import TrainConfig
+from trilora_core.config_data import DataConfig, PriorConfig
 from trilora_core.data.cache import DATABASE
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_metadata

@@ -9,7 +9,8 @@ import pytest
 
 from tests.tiny_pipeline import write_pictures, write_pipeline
 from trilora_core.__main__ import main
-from trilora_core.config import LayerConfig, TrainConfig, from_json
+from trilora_core.config import LayerConfig, TrainConfig
+from trilora_core.config_json import from_json
 from trilora_core.fileformat import read_adapter, read_metadata
 from trilora_core.layers import kinds_of
 

@@ -4,16 +4,9 @@ import math
 
 import pytest
 
-from trilora_core.config import (
-    AdapterConfig,
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-    from_dict,
-    from_json,
-    parse_rank,
-    to_json,
-)
+from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, parse_rank
+from trilora_core.config_data import DataConfig
+from trilora_core.config_json import from_dict, from_json, to_json
 from trilora_core.errors import InputError
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.matrices import draw
-from trilora_core.adapter import Target
+from trilora_core.branch import Target
 from trilora_core.content import content_of
 
 

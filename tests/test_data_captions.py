@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trilora_core.config import CaptionConfig
+from trilora_core.config_data import CaptionConfig
 from trilora_core.data.captions import (
     caption_file,
     final_caption,
     has_trigger,
-    read_caption,
     read_text,
     tags,
     variants,
@@ -35,18 +34,12 @@ from trilora_core.errors import InputError
 )
 def test_caption_is_one_line_of_unicode(tmp_path: Path, data: bytes, caption: str | None) -> None:
     (tmp_path / "a.txt").write_bytes(data)
-    assert read_caption(tmp_path / "a.png") == caption
+    assert read_text(tmp_path / "a.txt", "a.txt") == caption
 
 
-def test_a_missing_file_is_no_caption(tmp_path: Path) -> None:
-    assert read_caption(tmp_path / "none.png") is None
-
-
-def test_only_the_last_ending_is_replaced_and_txt_comes_first(tmp_path: Path) -> None:
-    (tmp_path / "a.b.caption").write_text("as kohya")
-    assert read_caption(tmp_path / "a.b.png") == "as kohya"
-    (tmp_path / "a.b.TXT").write_text("two dots")
-    assert read_caption(tmp_path / "a.b.png") == "two dots"
+def test_only_the_last_ending_is_replaced_and_txt_comes_first() -> None:
+    assert caption_file("a.b.png", {"a.b.caption"}) == "a.b.caption"
+    assert caption_file("a.b.png", {"a.b.caption", "a.b.TXT"}) == "a.b.TXT"
     assert caption_file("a.b.png", {"a.txt", "a.b.caption", "a.b.txt"}) == "a.b.txt"
     assert caption_file("a.png", {"b.txt"}) is None
 
@@ -62,7 +55,7 @@ def test_only_the_last_ending_is_replaced_and_txt_comes_first(tmp_path: Path) ->
 def test_other_encodings_are_named(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(InputError) as raised:
-        read_caption(tmp_path / "a.png")
+        read_text(tmp_path / "a.txt", "a.txt")
     assert str(raised.value) == f"{message}; save it again with the encoding UTF-8"
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from trilora_core.config import DataConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.data import load_tensors
 from trilora_core.errors import InputError
 

@@ -11,7 +11,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from trilora_core.config import FramingConfig
+from trilora_core.config_data import FramingConfig
 from trilora_core.data.framing import Frame, bucket, bucket_step, frames
 from trilora_core.errors import InputError
 

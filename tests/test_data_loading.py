@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.counting import CountingEncoder, config, fill, noise_picture
-from trilora_core.config import CaptionConfig, FramingConfig, MaskConfig
+from trilora_core.config_data import CaptionConfig, FramingConfig, MaskConfig
 from trilora_core.data import DiskStore, MemoryStore, load_folder, load_images, loading, survey_folder
 from trilora_core.errors import InputError
 

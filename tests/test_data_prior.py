@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trilora_core.config import PriorConfig
+from trilora_core.config_data import PriorConfig
 from trilora_core.data.prior import ensure_prior, prior_key
 from trilora_core.data.sources import scan_folder
 from trilora_core.errors import InputError

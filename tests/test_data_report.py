@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from trilora_core.config import DataConfig, FramingConfig, MaskConfig
+from trilora_core.config_data import DataConfig, FramingConfig, MaskConfig
 from trilora_core.data import load_tensors, survey_folder
 from trilora_core.data.dataset import Dataset
 from trilora_core.data.lettering import fitted, lettered, wrapped

@@ -11,7 +11,9 @@ from tests.adapters import make_adapter, make_layer
 from tests.counting import CountingEncoder, config, fill
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
-from trilora_core.config import AdapterConfig, CaptionConfig, LayerConfig, TrainConfig, from_json
+from trilora_core.config import AdapterConfig, LayerConfig, TrainConfig
+from trilora_core.config_data import CaptionConfig
+from trilora_core.config_json import from_json
 from trilora_core.content import content_of
 from trilora_core.data import Dataset, load_folder
 from trilora_core.fileformat import Adapter, read_metadata, write_adapter

@@ -8,7 +8,7 @@ import torch
 
 from tests.test_train import CONFIG, go, knows, make_run, same, values
 from tests.toy import TOKENS, WIDTH, ToyDenoiser, toy_dataset
-from trilora_core.config import CaptionConfig
+from trilora_core.config_data import CaptionConfig
 from trilora_core.data import Dataset
 from trilora_core.data.dataset import load_tensors
 from trilora_core.errors import InputError

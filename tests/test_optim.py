@@ -12,7 +12,8 @@ from torch import nn
 
 from tests.test_train import CONFIG, go, make_run, same, values
 from tests.toy import ToyDenoiser, toy_dataset
-from trilora_core.adapter import Target, TriLoRA
+from trilora_core.adapter import TriLoRA
+from trilora_core.branch import Target
 from trilora_core.checkpoint import load_state, save_state
 from trilora_core.config import OPTIMIZERS, AdapterConfig, OptimizerConfig, TrainConfig
 from trilora_core.errors import InputError

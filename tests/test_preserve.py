@@ -21,7 +21,8 @@ from trilora_core.objective import mse_per_sample
 from trilora_core.preserve import LEVELS, Amount, Kept, KeptLine, encode_prior, keep, prompts_hash
 from trilora_core.prompts import BROAD
 from trilora_core.recompute import checkpointed
-from trilora_core.train import Run, run_fingerprint, train
+from trilora_core.runplan import run_fingerprint
+from trilora_core.train import Run, train
 
 CPU = torch.device("cpu")
 PROMPTS = ("a house", "a tree", "a cat", "a street", "a lamp", "rain", "a drawing")

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from trilora_core.config import AdapterConfig, LayerConfig, MonitorConfig, OptimizerConfig, TrainConfig, from_dict
+from trilora_core.config import AdapterConfig, LayerConfig, MonitorConfig, OptimizerConfig, TrainConfig
+from trilora_core.config_json import from_dict
 from trilora_core.errors import InputError
 from trilora_core.optim import check_optimizer
 from trilora_core.presets import GOALS, overlaid, preset_text, preset_values, with_values

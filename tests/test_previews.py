@@ -12,7 +12,7 @@ from tests.test_train import CONFIG, go, make_run, same, values
 from trilora_core.config import MonitorConfig
 from trilora_core.errors import InputError
 from trilora_core.previews import _thinned, draw_previews, draw_strip, preview_path
-from trilora_core.train import Previewer
+from trilora_core.protocols import Previewer
 
 PROMPTS = ("red", "blue", "a very long prompt about " + "many words " * 40, "赤い猫")
 

@@ -19,7 +19,6 @@ from trilora_core.spectral import (
     canonical_many,
     cut_energy,
     cut_rank,
-    cut_threshold,
     effective_rank,
     energy,
     overlap,
@@ -263,16 +262,9 @@ def test_energy_cut_is_the_smallest_that_holds_the_share(share: float, rank: int
     assert float(discarded) == sum(value**2 for value in (8.0, 5.0, 3.0, 1.0)[rank:])
 
 
-@pytest.mark.parametrize(("value", "rank"), [(0.0, 5), (0.5, 4), (1.0, 4), (1.01, 3), (8.0, 1), (9.0, 1)])
-def test_threshold_keeps_values_that_reach_it_and_always_one(value: float, rank: int) -> None:
-    cut, discarded = cut_threshold(simple(8.0, 5.0, 3.0, 1.0, 0.0), value)
-    assert cut.s.numel() == rank
-    assert float(discarded) == sum(v**2 for v in (8.0, 5.0, 3.0, 1.0)[rank:])
-
-
 def test_a_zero_adapter_is_cut_to_one_direction() -> None:
     zero = simple(0.0, 0.0, 0.0)
-    for cut, discarded in (cut_energy(zero, 0.9), cut_energy(zero, 1.0), cut_threshold(zero, 0.1)):
+    for cut, discarded in (cut_energy(zero, 0.9), cut_energy(zero, 1.0)):
         assert cut.s.tolist() == [0.0] and discarded == 0
 
 
@@ -388,8 +380,6 @@ GOOD = canonical(*factors(8, 6, 3))
         (lambda: cut_energy(GOOD, 0.0), "share is 0.0"),
         (lambda: cut_energy(GOOD, 1.01), "share is 1.01"),
         (lambda: cut_energy(GOOD, math.nan), "share is nan"),
-        (lambda: cut_threshold(GOOD, -1.0), "threshold is -1.0"),
-        (lambda: cut_threshold(GOOD, math.nan), "threshold is nan"),
         (lambda: overlap(GOOD, GOOD, side="left"), "'left'.*out, in, both"),
         (lambda: overlap(GOOD, canonical(torch.ones(9, 2), torch.ones(2, 6))), "8 x 6 and 9 x 6"),
         (lambda: overlap(canonical(torch.ones(2, 4, 3), torch.ones(2, 3, 5)), GOOD), "single layers"),

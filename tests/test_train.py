@@ -12,8 +12,10 @@ from trilora_core.adapter import TriLoRA
 from trilora_core.batches import Line
 from trilora_core.config import DRAWS, AdapterConfig, LossConfig, OptimizerConfig, TrainConfig
 from trilora_core.data import Dataset
+from trilora_core.protocols import Denoiser
 from trilora_core.recompute import checkpointed
-from trilora_core.train import Denoiser, Run, TrainingDiverged, planned, settled, train
+from trilora_core.runplan import planned, settled
+from trilora_core.train import Run, TrainingDiverged, train
 
 CONFIG = TrainConfig(
     steps=40,

@@ -14,7 +14,8 @@ from tests.test_train import CONFIG, same, values
 from tests.toy import ToyDenoiser, ToyTextEncoder, toy_dataset, with_texts
 from trilora_core.adapter import TriLoRA
 from trilora_core.checkpoint import load_state, save_state
-from trilora_core.config import CaptionConfig, LayerConfig, OptimizerConfig, TrainConfig
+from trilora_core.config import LayerConfig, OptimizerConfig, TrainConfig
+from trilora_core.config_data import CaptionConfig
 from trilora_core.data import Dataset, load_folder
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_metadata
@@ -23,9 +24,11 @@ from trilora_core.memory import estimate
 from trilora_core.monitor import Monitor
 from trilora_core.objective import mse_per_sample
 from trilora_core.optim import check_optimizer
+from trilora_core.protocols import TextEncoder
 from trilora_core.recompute import checkpointed
+from trilora_core.runplan import targets_of
 from trilora_core.session import train_to_file
-from trilora_core.train import Run, TextEncoder, targets_of, train
+from trilora_core.train import Run, train
 
 
 def with_rate(rate: float, base: TrainConfig = CONFIG, **options: object) -> TrainConfig:

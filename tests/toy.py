@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trilora_core.adapter import Target
-from trilora_core.config import DataConfig, LayerConfig
+from trilora_core.branch import Target
+from trilora_core.config import LayerConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.data.dataset import Dataset, load_tensors
 from trilora_core.layers import DEFAULT, choose, choose_text, text_kinds
 

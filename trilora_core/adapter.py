@@ -1,140 +1,25 @@
-"""The trainable three-factor adapter: ΔW = scale · up · diag(Σ) · down (TriLoRA, eq. 5), its inits and its hooks."""
+"""The trainable three-factor adapter: ΔW = scale · up · diag(Σ) · down (TriLoRA, eq. 5) on every layer, by hooks."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import randomized, spectral
+from . import spectral
+from .branch import Branch, Target
 from .calibration import Calibration
-from .config import AdapterConfig, parse_rank
+from .config import AdapterConfig
 from .errors import InputError
 from .fileformat import Layer
 from .objective import orthogonality
+from .start import check_start, derive_seed, fresh, load_start, set_apart
 from .transfer import upload
 
-__all__ = ["SIGMA_INITS", "Branch", "Target", "TriLoRA", "derive_seed"]
-
-_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A frozen layer to adapt: a Linear, or some rows of one (fused q, k, v), or a Conv without groups.
-
-    Σ starts from W0: `weight` is the unpatched one where `module.weight` is not it, and `read` gives what it stands for
-    where its numbers say little by themselves (scaled or quantised), each time anew so that no copy is kept.
-    """
-
-    module: nn.Module
-    rows: tuple[int, int] | None = None
-    weight: Tensor | None = None
-    read: Callable[[Tensor], Tensor] | None = None
-
-    def base_weight(self) -> Tensor:
-        """The frozen weight, flattened to (out, in) or (out, in·kernel), limited to the target's rows."""
-        weight = self._held()
-        weight = (weight if self.read is None else self.read(weight)).detach().flatten(1)
-        return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """That of `base_weight`, without reading it."""
-        out, *rest = self._held().shape
-        return out if self.rows is None else self.rows[1] - self.rows[0], math.prod(rest)
-
-    def _held(self) -> Tensor:
-        weight = self.module.weight if self.weight is None else self.weight
-        if not isinstance(weight, Tensor):
-            raise InputError(f"{type(self.module).__name__} has no weight tensor; adapt Linear and Conv layers")
-        return weight
-
-    @property
-    def kernel(self) -> tuple[int, ...]:
-        """() for a Linear, the kernel's size for a Conv."""
-        return tuple(getattr(self.module, "kernel_size", ()))
-
-
-@dataclass
-class Branch:
-    """Parameters of one layer: up (out, k), sigma (r,), down (k, in), with k = r + companion rank.
-
-    The companion (paper, section 1) is a standard adapter beside the first: its rows have Σ fixed at 1, so that both
-    run in one product.
-    """
-
-    up: nn.Parameter
-    sigma: nn.Parameter
-    down: nn.Parameter
-    scale: float
-    kernel: tuple[int, ...] = ()
-    mask: Tensor | None = field(default=None, repr=False)  # (k,) inside TriLoRA.rank_dropout
-
-    def gained_down(self, mask: Tensor | None = None) -> Tensor:
-        """diag(scale · Σ · mask) · down, (k, in): folding Σ into the small factor costs r·in instead of tokens·r."""
-        gain = self.sigma * self.scale
-        extra = self.down.shape[0] - gain.shape[0]
-        if extra:
-            gain = torch.cat([gain, gain.new_ones(extra)])
-        if mask is not None:
-            gain = gain * mask
-        return self.down * gain.unsqueeze(1)
-
-    def delta(self, module: nn.Module, x: Tensor) -> Tensor:
-        """The layer's change of output for its input x; (…, out) or (B, out, …) as the layer's own."""
-        down, up = self.gained_down(self.mask).to(x.dtype), self.up.to(x.dtype)
-        if not self.kernel:
-            return F.linear(F.linear(x, down), up)
-        conv: Any = module
-        function = _CONV[len(self.kernel)]
-        hidden = function(x, down.unflatten(1, (-1, *self.kernel)), None, conv.stride, conv.padding, conv.dilation)
-        out: Tensor = function(hidden, up.reshape(*up.shape, *[1] * len(self.kernel)))
-        return out
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The three factors by name."""
-        return {"up": self.up, "sigma": self.sigma, "down": self.down}
-
-
-def _svd_mean(values: Tensor, weight: Tensor) -> Tensor:
-    return values / values.mean()
-
-
-def _svd_max(values: Tensor, weight: Tensor) -> Tensor:
-    return values / values.max()
-
-
-def _svd_fro(values: Tensor, weight: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(weight.float())
-    return values / norm.to(values.device)
-
-
-def _svd(values: Tensor, weight: Tensor) -> Tensor:
-    return values
-
-
-def _ones(values: Tensor, weight: Tensor) -> Tensor:
-    return torch.ones_like(values)
-
-
-# From the r largest singular values of W0 to the start of Σ: `svd` is the paper's, `svd-mean` keeps LoRA's learning
-# rate.
-SIGMA_INITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "svd-mean": _svd_mean,
-    "svd": _svd,
-    "svd-max": _svd_max,
-    "svd-fro": _svd_fro,
-    "ones": _ones,
-    "contrast": _svd_mean,  # only `down` differs from the default: eigenvalues as Σ measurably add nothing
-}
+__all__ = ["TriLoRA", "whole_hook"]
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -170,9 +55,9 @@ class TriLoRA:
             raise InputError("the model has no layer to adapt; choose other target layers")
         if config.init == "contrast" and calibration is None:
             raise InputError('init is "contrast", which needs a calibration of this model and data set; make one')
-        branches = {stem: _start(stem, target, config, seed, data_hash, device) for stem, target in targets.items()}
+        branches = {stem: fresh(stem, target, config, seed, data_hash, device) for stem, target in targets.items()}
         if config.init == "contrast" and calibration is not None:
-            _set_apart(branches, calibration)
+            set_apart(branches, calibration)
         return cls(branches, config)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -197,7 +82,7 @@ class TriLoRA:
             _check_fit(stem, branch, targets)
             module, rows = targets[stem].module, targets[stem].rows
             if rows is None:
-                hooks.append((module, _whole_hook(branch)))
+                hooks.append((module, whole_hook(branch)))
             else:
                 fused.setdefault(id(module), (module, []))[1].append((rows, branch))
         hooks += [(module, _rows_hook(parts)) for module, parts in fused.values()]
@@ -262,87 +147,10 @@ class TriLoRA:
                 " give an adapter that was made for the same kind of model"
             )
         for stem in common:
-            _check_start(stem, self.branches[stem], layers[stem])
+            check_start(stem, self.branches[stem], layers[stem])
         for stem in common:
-            _load_start(self.branches[stem], layers[stem].svd)
+            load_start(self.branches[stem], layers[stem].svd)
         self.carried = {stem: layer for stem, layer in layers.items() if stem not in self.branches}
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from anything printable, the same on every machine."""
-    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _start(stem: str, target: Target, config: AdapterConfig, seed: int, data_hash: str, device: Any) -> Branch:
-    if getattr(target.module, "groups", 1) != 1:
-        raise InputError(f"{stem} is a grouped convolution, which has no single low-rank form; leave it out")
-    weight = target.base_weight()
-    rank = _layer_rank(weight, config)
-    extra = config.companion_rank
-    generator = torch.Generator().manual_seed(derive_seed(seed, stem, data_hash))
-    down = torch.randn(rank, weight.shape[1], generator=generator) / rank
-    if extra:
-        down = torch.cat([down, torch.randn(extra, weight.shape[1], generator=generator) / extra])
-    lora = config.method == "lora"
-    sigma = torch.ones(rank) if lora else _start_sigma(weight, rank, config.init)
-    place: Any = target.module.weight.device if device is None else device
-    return Branch(
-        up=nn.Parameter(torch.zeros(weight.shape[0], rank + extra, device=place)),
-        sigma=nn.Parameter(sigma.to(place), requires_grad=not lora),
-        down=nn.Parameter(down.to(place)),
-        scale=1.0 if config.alpha is None else config.alpha / rank,
-        kernel=target.kernel,
-    )
-
-
-@torch.no_grad()
-def _set_apart(branches: Mapping[str, Branch], calibration: Calibration) -> None:
-    """Replace the random rows of `down` by the calibration's directions, at the length that random rows have."""
-    found = calibration.directions({stem: len(branch.sigma) for stem, branch in branches.items()})
-    for stem, rows in found.items():
-        down, rank = branches[stem].down, len(branches[stem].sigma)
-        if rows.shape[1] != down.shape[1]:
-            raise InputError(
-                f"the calibration has {rows.shape[1]} inputs for {stem}, this model's has {down.shape[1]}; calibrate it"
-            )
-        length = down.shape[1] ** 0.5 / rank  # that of a Gaussian row with standard deviation 1/r
-        down[: len(rows)] = rows.to(down) * length
-
-
-def _layer_rank(weight: Tensor, config: AdapterConfig) -> int:
-    rank = parse_rank(config.rank)
-    if isinstance(rank, float):
-        return randomized.rank_for_energy(weight, rank, config.rank_cap)
-    return min(rank, weight.shape[0], weight.shape[1])
-
-
-_SIGMA_CACHE: dict[tuple[object, ...], Tensor] = {}
-_SIGMA_CACHE_LIMIT = 8192  # layers; a few kilobytes each at most
-
-
-def _start_sigma(weight: Tensor, rank: int, init: str) -> Tensor:
-    values = torch.ones(rank) if init == "ones" else _cached_singular_values(weight, rank)
-    if not values.any():  # a zero W0 says nothing about scale; Σ = 0 beside up = 0 would never learn
-        return torch.ones(rank)
-    return SIGMA_INITS[init](values, weight).float().cpu().clone()  # the cached values are not to be trained
-
-
-def _cached_singular_values(weight: Tensor, rank: int) -> Tensor:
-    key = (*_content_key(weight), rank)
-    if key not in _SIGMA_CACHE:
-        if len(_SIGMA_CACHE) >= _SIGMA_CACHE_LIMIT:
-            _SIGMA_CACHE.clear()
-        _SIGMA_CACHE[key] = randomized.top_singular_values(weight, rank).cpu()
-    return _SIGMA_CACHE[key]
-
-
-def _content_key(weight: Tensor) -> tuple[object, ...]:
-    """Shape, dtype, sum, norm and 64 samples: any change of the weight changes its sum or its norm."""
-    values = weight.float()
-    sample = values.flatten()[:: max(1, values.numel() // 64)][:64]
-    numbers = torch.cat([values.sum().view(1), values.norm().view(1), sample]).tolist()
-    return (tuple(weight.shape), str(weight.dtype), *numbers)
 
 
 def _check_fit(stem: str, branch: Branch, targets: Mapping[str, Target]) -> None:
@@ -354,26 +162,9 @@ def _check_fit(stem: str, branch: Branch, targets: Mapping[str, Target]) -> None
         raise InputError(f"{stem}: the adapter is for a weight of shape {given}, the model's is {wanted}")
 
 
-def _check_start(stem: str, branch: Branch, layer: Layer) -> None:
-    given, wanted = (layer.svd.u.shape[0], layer.svd.vh.shape[1]), (branch.up.shape[0], branch.down.shape[1])
-    if given != wanted:
-        raise InputError(f"start_from: {stem} is for a weight of shape {given}, the model's is {wanted}")
-    rank = spectral.true_rank(layer.svd)
-    if rank > branch.sigma.shape[0]:
-        raise InputError(
-            f"start_from: {stem} has rank {rank}, this run {branch.sigma.shape[0]}; set rank to {rank} or more"
-        )
+def whole_hook(branch: Branch) -> Hook:
+    """Add the change of one branch to a layer's output."""
 
-
-def _load_start(branch: Branch, svd: spectral.SVD) -> None:
-    count = spectral.true_rank(svd)
-    length = svd.vh.shape[1] ** 0.5 / branch.sigma.shape[0]  # that of a Gaussian row with standard deviation 1/r
-    gain = branch.sigma[:count] * branch.scale * length
-    branch.down[:count] = svd.vh[:count].to(branch.down) * length
-    branch.up[:, :count] = (svd.u[:, :count] * svd.s[:count]).to(branch.up) / gain
-
-
-def _whole_hook(branch: Branch) -> Hook:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + branch.delta(module, args[0]).to(output.dtype)
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .adapter import Target
 from .backend_diffusers_apply import apply_adapter, architecture_of, denoiser_modules
 from .backend_diffusers_load import load_pipeline
 from .backend_diffusers_text import Conditioning, DiffusersTextEncoder, encode_caption
+from .branch import Target
 from .config import LayerConfig
 from .data.framing import Frame
 from .errors import InputError

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapter import Target
 from .backend_diffusers_apply import architecture_of, text_encoders, text_modules
+from .branch import Target
 from .config import LayerConfig
 from .layers import DEFAULT, choose_text, text_kinds
 

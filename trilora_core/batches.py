@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .adapter import derive_seed
 from .config import LossConfig
 from .data.dataset import Dataset, Sample
 from .data.sampler import Order
 from .objective import DRAWS
+from .start import derive_seed
 from .transfer import upload
 
 __all__ = ["Line", "Row", "learned_of", "masks_of", "of_one_shape", "targets_given"]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter import Target, derive_seed
 from .batches import Line, Row, of_one_shape
+from .branch import Target
 from .calibration import Calibration, Facts
 from .config import LayerConfig, LossConfig
 from .data.dataset import Dataset, Sample
@@ -26,6 +26,7 @@ from .layers import DEFAULT
 from .moments import LEARNED, PRIOR, Storage
 from .objective import DRAWS
 from .protocols import Denoiser
+from .start import derive_seed
 
 __all__ = ["Progress", "calibrate", "check_calibration", "facts_of"]
 

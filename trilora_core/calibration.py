@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import write_atomic
-from .config import from_dict
+from .config_json import from_dict
 from .contrast import contrast
 from .errors import InputError
 from .jsontext import read_json

@@ -1,24 +1,17 @@
-"""Every option of a run, as frozen dataclasses that are checked once and go to and from JSON."""
+"""Every option of how a run learns, as frozen dataclasses that are checked once."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from .checks import flag, number, one_of, patterns, whole
 from .errors import InputError
 
 __all__ = [
-    "CROPS",
     "DRAWS",
     "INITS",
     "LAYERS",
-    "MASKS",
     "METHODS",
     "OPTIMIZERS",
     "PRECISIONS",
@@ -26,21 +19,13 @@ __all__ = [
     "SCHEDULES",
     "AdapterConfig",
     "CalibrationConfig",
-    "CaptionConfig",
-    "DataConfig",
-    "FramingConfig",
     "LayerConfig",
     "LossConfig",
-    "MaskConfig",
     "MonitorConfig",
     "OptimizerConfig",
     "PreserveConfig",
-    "PriorConfig",
     "TrainConfig",
-    "from_dict",
-    "from_json",
     "parse_rank",
-    "to_json",
 ]
 
 INITS = ("svd-mean", "svd", "svd-max", "svd-fro", "ones", "contrast")
@@ -50,15 +35,10 @@ SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LAYERS = ("attention", "self-attention", "attention+ff", "attention+ff+conv")
 DRAWS = ("auto", "uniform", "logit-normal", "shifted")
-CROPS = ("center", "random")
-MASKS = ("none", "alpha", "folder")
 PRESERVES = ("off", "light", "strong")
 
 _SMALLEST_SIDE = 16  # pixels of a preview
 _LATENT_PIXELS = 8  # of one latent, in each direction
-_LARGEST = 1 << 1000  # whole numbers above it are no floats
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -148,12 +128,10 @@ class LossConfig:
     logit_mean: float = 0.0  # of logit-normal and its spread
     logit_std: float = 1.0
     shift: float = 3.0  # of shifted: above 1 draws more noise
-    min_snr_gamma: float = (
-        0.0  # weight min(SNR, gamma)/SNR of the loss in x0 terms (Hang et al. 2023); 0: off, 5 is usual
-    )
-    noise_offset: float = (
-        0.0  # noise that is the same for all of a channel, for very dark and bright pictures; 0.05 is usual
-    )
+    # weight min(SNR, gamma)/SNR of the loss in x0 terms (Hang et al. 2023); 0: off, 5 is usual
+    min_snr_gamma: float = 0.0
+    # noise that is the same for all of a channel, for very dark and bright pictures; 0: off, 0.05 is usual
+    noise_offset: float = 0.0
     orthogonality: float = 0.0  # weight of ‖UᵀU - I‖² + ‖VᵀV - I‖² of the normalised factors, mean over layers
 
     def __post_init__(self) -> None:
@@ -204,96 +182,6 @@ class MonitorConfig:
             )
         if self.preview_every and not self.preview_prompts:
             raise InputError("monitor.preview_every is set, but monitor.preview_prompts is empty; say what to draw")
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    """What is made of a caption before it is encoded; tags are its parts between commas."""
-
-    prefix: str = ""  # put before every caption that is not dropped
-    suffix: str = ""  # put behind it
-    shuffle: bool = False  # tags in another order at each draw
-    keep_tags: int = 0  # first tags, those of the prefix included, that a shuffle leaves where they are
-    variants: int = 8  # orders of each caption that are encoded beforehand when shuffled
-    dropout: float = 0.0  # share of the draws that see the empty caption
-    weights: bool = False  # read (word:1.2) as a weight; off: as text
-
-    def __post_init__(self) -> None:
-        flag("captions.shuffle", self.shuffle)
-        whole("captions.keep_tags", self.keep_tags, 0)
-        whole("captions.variants", self.variants, 1)
-        number("captions.dropout", self.dropout, least=0.0, most=1.0)
-        flag("captions.weights", self.weights)
-
-
-@dataclass(frozen=True)
-class FramingConfig:
-    """Which part of a picture is seen, and at which size."""
-
-    buckets: bool = True  # keep the shape of each picture, near enough; off: the same square for all
-    step: int = 0  # sides are multiples of it, in pixels; 0: an eighth of the resolution, at most 64
-    upscale: bool = False  # enlarge pictures that are too small; off: they are seen at their own size
-    crop: str = "center"  # which part of what the bucket cuts off is kept
-    crops: int = 4  # random crops of each picture that are encoded beforehand
-    flip: bool = False  # half of the draws are mirrored left to right
-
-    def __post_init__(self) -> None:
-        flag("framing.buckets", self.buckets)
-        whole("framing.step", self.step, 0)
-        flag("framing.upscale", self.upscale)
-        one_of("framing.crop", self.crop, CROPS)
-        whole("framing.crops", self.crops, 1)
-        flag("framing.flip", self.flip)
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Where in a picture the loss counts: white or opaque is 1, black or transparent is `floor`."""
-
-    source: str = "none"  # "alpha": the picture's own; "folder": a picture of the same name in `folder`
-    folder: str = ""
-    floor: float = 0.0  # weight of what the mask covers
-
-    def __post_init__(self) -> None:
-        one_of("masks.source", self.source, MASKS)
-        number("masks.floor", self.floor, least=0.0, most=1.0)
-        if self.source == "folder" and not self.folder.strip():
-            raise InputError("masks.source is 'folder', but masks.folder is empty; name the folder of the masks")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which pictures and captions a run sees, and how."""
-
-    folder: str = ""
-    resolution: int = 512  # pixels: the area of a bucket is at most its square
-    trigger_word: str = ""  # the caption of a picture that has none
-    skip_unreadable: bool = False
-    max_train_samples: int = 0  # pictures of each epoch, drawn anew for every one; 0: all
-    captions: CaptionConfig = field(default_factory=CaptionConfig)
-    framing: FramingConfig = field(default_factory=FramingConfig)
-    masks: MaskConfig = field(default_factory=MaskConfig)
-
-    def __post_init__(self) -> None:
-        whole("resolution", self.resolution, 16)
-        flag("skip_unreadable", self.skip_unreadable)
-        whole("max_train_samples", self.max_train_samples, 0)
-
-
-@dataclass(frozen=True)
-class PriorConfig:
-    """Pictures of the class that a subject belongs to, which keep the base model's idea of it (Ruiz et al. 2023)."""
-
-    folder: str = ""  # class pictures; those that are missing to `count` are drawn with the base model and kept here
-    prompt: str = ""  # what they show: the caption of those without one, and the prompt of those that are drawn
-    count: int = 0  # pictures wanted; 0: those that are there
-    seed: int = 0  # of the first picture that is drawn; the next ones count up
-
-    def __post_init__(self) -> None:
-        whole("prior.count", self.count, 0)
-        whole("prior.seed", self.seed, 0)
-        if self.count and not self.prompt.strip():
-            raise InputError(f"prior.count is {self.count}, but prior.prompt is empty; say what to draw")
 
 
 @dataclass(frozen=True)
@@ -382,43 +270,3 @@ def parse_rank(rank: int | str) -> int | float:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InputError(f"rank is {rank!r}; wanted a whole number from 1 up (4 to 64 is usual), or energy:0.9")
     return rank
-
-
-def to_json(config: Any) -> str:
-    """Write a config as JSON with sorted keys."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
-
-
-def from_json(kind: type[T], text: str) -> T:
-    """Read a config that `to_json` wrote; unknown names and wrong types raise InputError."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{kind.__name__} is not valid JSON ({error}); give the text that to_json wrote") from error
-    return from_dict(kind, values)
-
-
-def from_dict(kind: type[T], values: Any) -> T:
-    """Build a config from plain nested dictionaries (JSON or TOML); names that are absent keep their defaults."""
-    if not isinstance(values, dict):
-        raise InputError(f"{kind.__name__} is {type(values).__name__}; wanted a table of names and values")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise InputError(f"{kind.__name__} has no option {', '.join(unknown)}; known: {', '.join(sorted(hints))}")
-    return kind(**{name: _convert(name, hints[name], value) for name, value in values.items()})
-
-
-def _convert(name: str, hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast("type[Any]", hint), value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else value  # the config says what else it wants
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST:
-        return float(value)
-    wrong_bool = isinstance(value, bool) and bool not in kinds
-    if wrong_bool or not isinstance(value, kinds):
-        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-        raise InputError(f"{name} is {value!r}; wanted {wanted}")
-    return value

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .adapter import Target
+from .branch import Target
 
 __all__ = ["content_of"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter import derive_seed
 from .paths import Point, walk
 from .prompts import BROAD
 from .protocols import Denoiser
+from .start import derive_seed
 
 __all__ = ["BaseLooks", "look_at_base", "measure_drift", "prompts"]
 

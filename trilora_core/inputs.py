@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapter import Target, derive_seed
+from .branch import Target
 from .errors import InputError
 from .moments import Gatherer, Moments, Storage, chunks, gatherer, sketch_columns
+from .start import derive_seed
 
 __all__ = ["Inputs"]
 

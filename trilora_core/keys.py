@@ -15,7 +15,6 @@ __all__ = [
     "ARCHITECTURES",
     "TensorName",
     "canonical_stem",
-    "diffusers_modules_by_stem",
     "foreign_layer",
     "guess_architecture",
     "is_dotted",
@@ -166,11 +165,6 @@ def stem_of_diffusers_module(architecture: str, path: str, *, layers_per_block: 
         inner = "text_model." + inner  # transformers 5 dropped the wrapper module, files did not
     prefix = {name: prefix for prefix, name in _COMPONENTS}[component]
     return canonical_stem(prefix + inner, architecture, layers_per_block=layers_per_block)
-
-
-def diffusers_modules_by_stem(architecture: str, paths: Iterable[str], *, layers_per_block: int = 2) -> dict[str, str]:
-    """The reverse of stem_of_diffusers_module for the module names of one model: canonical stem -> module path."""
-    return {stem_of_diffusers_module(architecture, path, layers_per_block=layers_per_block): path for path in paths}
 
 
 def guess_architecture(

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adapter import derive_seed
 from .merge_methods import Layers, Merged, disjoint_mean, removed, square_norm, trimmed
 from .randomized import truncated_svd
+from .start import derive_seed
 
 __all__ = ["dare", "dare_mask", "dare_ties", "ties"]
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from .config import AdapterConfig, to_json
+from .config import AdapterConfig
+from .config_json import to_json
 from .content import content_of
 from .data.captions import tags as split_tags
 from .errors import InputError, clear_line

@@ -11,9 +11,10 @@ from typing import Any
 from .errors import InputError
 from .monitor import Measure, Monitor, best_measure, waited
 from .previews import draw_previews, draw_strip, previews_folder
+from .protocols import Previewer
 from .runlog import RunLog
 from .spectrum import Spectrum, look_at_spectrum
-from .train import Previewer, Run
+from .train import Run
 
 __all__ = ["History", "Listeners", "Milestones", "best_path", "exhausted", "measure_due", "step_path"]
 

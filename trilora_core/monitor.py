@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .adapter import derive_seed
 from .batches import Row, masks_of
 from .config import TrainConfig
 from .data.dataset import Dataset, Item
 from .errors import InputError
 from .objective import mse_per_sample
+from .start import derive_seed
 from .train import Run
 
 __all__ = ["Measure", "Monitor", "best_measure", "learned_from", "split", "waited"]

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter import derive_seed
 from .batches import Row
 from .config import PreserveConfig
 from .data.cache import Store
@@ -27,6 +26,7 @@ from .paths import Point, walk
 from .precision import autocast
 from .prompts import BROAD
 from .protocols import Denoiser
+from .start import derive_seed
 
 __all__ = ["LEVELS", "Amount", "Captions", "Kept", "KeptLine", "check_kept", "encode_prior", "keep", "prompts_hash"]
 

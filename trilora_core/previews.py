@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from .atomic import write_atomic
 from .data.lettering import lettered, wrapped
-from .train import Previewer, Run
+from .protocols import Previewer
+from .train import Run
 
 __all__ = ["draw_previews", "draw_strip", "preview_path", "previews_folder"]
 

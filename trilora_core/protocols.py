@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .adapter import Target
+from .branch import Target
 from .config import LayerConfig
 from .layers import DEFAULT
 

@@ -32,7 +32,7 @@ import torch
 
 from . import __version__
 from .atomic import write_atomic
-from .config import to_json
+from .config_json import to_json
 from .data.dataset import Dataset
 from .errors import InputError
 from .jsontext import finite, read_json

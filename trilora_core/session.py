@@ -27,9 +27,10 @@ from .memory import OUT_OF_MEMORY, make_room
 from .metadata import training_metadata
 from .milestones import History, Listeners, Milestones, best_path, step_path
 from .monitor import Measure, Monitor, best_measure
+from .protocols import Previewer
 from .recompute import checkpointed
 from .runlog import RunLog, run_facts
-from .train import Previewer, Run, Step, TrainingDiverged, train
+from .train import Run, Step, TrainingDiverged, train
 
 __all__ = ["Listeners", "Outcome", "adapter_hash", "find_finished", "stopped_path", "train_to_file"]
 

@@ -23,7 +23,6 @@ __all__ = [
     "canonical_many",
     "cut_energy",
     "cut_rank",
-    "cut_threshold",
     "effective_rank",
     "energy",
     "overlap",
@@ -132,16 +131,6 @@ def cut_energy(svd: SVD, share: float) -> tuple[SVD, Tensor]:
     """
     _check_share(share)
     return cut_rank(svd, rank_holding(svd.s, share, energy(svd.s)))
-
-
-def cut_threshold(svd: SVD, value: float) -> tuple[SVD, Tensor]:
-    """Keep the singular values of one layer that are at least `value`, and always the first.
-
-    As cut_rank, with the energy discarded.
-    """
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"threshold is {value}: it must be a finite number, 0 or more")
-    return cut_rank(svd, max(1, int((svd.s >= value).sum())))
 
 
 def balanced(svd: SVD) -> tuple[Tensor, Tensor]:

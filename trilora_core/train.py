@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import Target, TriLoRA
+from .adapter import TriLoRA
 from .batches import Line, Row, learned_of, masks_of, of_one_shape, targets_given
-from .config import TrainConfig, to_json
+from .branch import Target
+from .config import TrainConfig
+from .config_json import to_json
 from .crew import ALONE, Crew, add_up, share_of
-from .data.dataset import Dataset, Encoder
+from .data.dataset import Dataset
 from .ema import Result
-from .errors import InputError
 from .fileformat import Adapter
 from .objective import min_snr_weights, mse_per_sample
 from .optim import check_optimizer, load_optimizer_state, make_optimizer, optimizer_state, rate_at, set_rate
 from .precision import DTYPES, autocast
-from .preserve import Kept, KeptLine, check_kept, prompts_hash
-from .protocols import Denoiser, Previewer, TextEncoder
+from .preserve import Kept, KeptLine, check_kept
+from .protocols import Denoiser, TextEncoder
+from .runplan import check_text, data_hash, run_fingerprint, settled, targets_of
 from .transfer import upload
 
 __all__ = [
-    "Denoiser",
-    "Encoder",
-    "Previewer",
     "Run",
     "Step",
-    "TextEncoder",
     "TrainingDiverged",
-    "data_hash",
-    "planned",
-    "run_fingerprint",
-    "settled",
-    "targets_of",
     "train",
 ]
 
@@ -100,7 +92,7 @@ class Run:
         what was encoded of them.
         """
         config = settled(config, denoiser.prediction_type)
-        _check_text(config, text, [dataset] if prior is None else [dataset, prior])
+        check_text(config, text, [dataset] if prior is None else [dataset, prior])
         check_kept(config.preserve, kept)
         self.config = config
         self.denoiser = denoiser
@@ -328,7 +320,7 @@ class Run:
         if self.text is None:
             return cond
         texts = [row.sample.text for row in rows]
-        assert None not in texts  # _check_text
+        assert None not in texts  # check_text
         return self.text.encode(cast("list[str]", texts), cond)
 
     def _clip(self, loss: Tensor | int) -> tuple[float, float]:
@@ -338,78 +330,6 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.trainable.trainable(), limit)
         values: list[float] = torch.stack([torch.as_tensor(loss).float(), norm.float()]).tolist()
         return values[0], values[1]
-
-
-def targets_of(config: TrainConfig, denoiser: Denoiser, text: TextEncoder | None = None) -> dict[str, Target]:
-    """The layers that the options choose, of the denoiser and of the text encoders where these are trained too."""
-    layers = config.adapter.layers
-    return denoiser.targets(layers) | ({} if text is None else text.targets(layers))
-
-
-def _check_text(config: TrainConfig, text: TextEncoder | None, data: Sequence[Dataset]) -> None:
-    rate = config.optimizer.text_encoder_rate
-    if bool(rate) != (text is not None):
-        raise InputError(
-            f"text_encoder_rate is {rate:g}, but the run was given {'no' if text is None else 'a'} text encoder; set it"
-            f" to 0, or train a model whose text encoders can be trained (SD 1.5, SDXL)"
-        )
-    if text is not None and not all(dataset.texts for dataset in data):
-        raise InputError(
-            "text_encoder_rate is set, but this data set holds encoded captions without their text; make it from"
-            " pictures with captions, or set text_encoder_rate to 0"
-        )
-
-
-def settled(config: TrainConfig, prediction_type: str) -> TrainConfig:
-    """The options with what "auto" stands for on a model of this kind, so that both are one run.
-
-    Flow models are trained on logit-normal times (Esser et al. 2024, section 3.1), the others on uniform ones.
-    """
-    if config.loss.timesteps != "auto":
-        return config
-    draw = "logit-normal" if prediction_type == "flow" else "uniform"
-    return replace(config, loss=replace(config.loss, timesteps=draw))
-
-
-def planned(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The options with the number of steps that their epochs make on this data set, if they ask for epochs."""
-    if not config.epochs:
-        return config
-    looks = config.epochs * dataset.epoch_size
-    return replace(config, steps=-(-looks // (config.batch_size * config.optimizer.accumulation)))
-
-
-def data_hash(dataset: Dataset, prior: Dataset | None) -> str:
-    """What a run sees, as a hash."""
-    return dataset.content_hash if prior is None else f"{dataset.content_hash} {prior.content_hash}"
-
-
-def run_fingerprint(
-    config: TrainConfig,
-    data_hash: str,
-    base_fingerprint: str,
-    start_hash: str = "",
-    calibration_key: str = "",
-    *,
-    with_steps: bool = True,
-) -> str:
-    """What the result of a run depends on, as a hash: options, data, base model, start; `steps` may be left out.
-
-    Pictures that are held out are missing in the data; what else is watched changes nothing but the end.
-    """
-    options, watch = asdict(config), config.monitor
-    del options["save_every"], options["epochs"], options["monitor"]  # the steps that epochs make are there
-    if config.preserve.base == "off":
-        del options["preserve"]  # its prompts are not used
-    else:
-        options["kept"] = prompts_hash(config.preserve)
-    if not with_steps:
-        del options["steps"]
-    elif watch.patience or watch.keep_best:
-        options["best"] = (watch.validate_every, watch.patience, watch.keep_best)
-    parts: tuple[object, ...] = (sorted(options.items()), data_hash, base_fingerprint, start_hash)
-    parts += (calibration_key,) if calibration_key else ()
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def train(run: Run) -> Generator[Step, None, None]:

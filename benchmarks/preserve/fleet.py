@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trilora_core.adapter import Branch, Target, TriLoRA
+from trilora_core.adapter import TriLoRA
 from trilora_core.batches import Row
+from trilora_core.branch import Branch, Target
 from trilora_core.protocols import Denoiser
 
 __all__ = ["Fleet", "Form", "three_factors"]

@@ -16,17 +16,19 @@ from PIL import Image
 from torch import Tensor
 from tries import Penalty, started
 
-from trilora_core.adapter import TriLoRA, derive_seed
+from trilora_core.adapter import TriLoRA
 from trilora_core.backend_diffusers import DiffusersDenoiser, DiffusersEncoder, load_pipeline
 from trilora_core.batches import Line, Row
 from trilora_core.calibrate import calibrate, facts_of
 from trilora_core.calibration import Calibration
-from trilora_core.config import AdapterConfig, DataConfig
+from trilora_core.config import AdapterConfig
+from trilora_core.config_data import DataConfig
 from trilora_core.data import Dataset, MemoryStore, load_tensors
 from trilora_core.data.pictures import to_tensor
 from trilora_core.demo import BASE
 from trilora_core.preserve import Amount, Kept, KeptLine, encode_prior, keep
 from trilora_core.prompts import BROAD
+from trilora_core.start import derive_seed
 
 BATCH, RANK = 3, 8
 MEASURED = (10, 25, 50, 75, 100, 150, 200)

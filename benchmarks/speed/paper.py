@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trilora_core.adapter import Branch, _whole_hook
+from trilora_core.adapter import whole_hook
+from trilora_core.branch import Branch
 
 
 class Saved:
@@ -101,7 +102,7 @@ def _hooks(kind: str, targets: list[Any], rank: int) -> Iterator[list[nn.Paramet
             nn.Parameter(torch.zeros(shape, device="meta")) for shape in ((out, rank), (rank, into), (rank,))
         )
         factors += [up, down, sigma]
-        handles.append(module.register_forward_hook(_whole_hook(Branch(up, sigma, down, 1.0))))
+        handles.append(module.register_forward_hook(whole_hook(Branch(up, sigma, down, 1.0))))
     try:
         yield factors
     finally:

@@ -11,7 +11,8 @@ import torch
 from fleet import Form
 from torch import Tensor, nn
 
-from trilora_core.adapter import Target, TriLoRA
+from trilora_core.adapter import TriLoRA
+from trilora_core.branch import Target
 
 KINDS = ("plain", "dora", "pissa")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...trilora_core.adapter import Target
+from ...trilora_core.branch import Target
 from ...trilora_core.config import LayerConfig
 from ...trilora_core.errors import InputError
 from ...trilora_core.layers import DEFAULT

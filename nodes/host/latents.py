@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...trilora_core.config import DataConfig
+from ...trilora_core.config_data import DataConfig
 from ...trilora_core.data import Dataset, load_tensors
 from ...trilora_core.errors import InputError
 from .encode import normal

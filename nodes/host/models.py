@@ -16,7 +16,7 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
-from ...trilora_core.adapter import Target
+from ...trilora_core.branch import Target
 from ...trilora_core.config import LayerConfig
 from ...trilora_core.content import content_of
 from ...trilora_core.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...trilora_core.config import DataConfig, PriorConfig
+from ...trilora_core.config_data import DataConfig, PriorConfig
 from ...trilora_core.data import Dataset, load_folder
 from ...trilora_core.data.prior import ensure_prior, prior_key
 from ...trilora_core.errors import InputError

@@ -20,11 +20,12 @@ from ...trilora_core.liverun import LiveRun
 from ...trilora_core.memory import spilled
 from ...trilora_core.monitor import Measure
 from ...trilora_core.previews import previews_folder
+from ...trilora_core.protocols import Previewer
 from ...trilora_core.runlog import log_path
 from ...trilora_core.runrecord import read_log
 from ...trilora_core.session import Listeners, Outcome
 from ...trilora_core.spectrum import Spectrum
-from ...trilora_core.train import Previewer, Run, Step, TrainingDiverged
+from ...trilora_core.train import Run, Step, TrainingDiverged
 from . import routes
 from .events import Progress, announce, check_interrupt, interrupt_type, listened_to, send
 from .paths import name_below_loras

@@ -24,8 +24,9 @@ from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_me
 from ...trilora_core.monitor import split
 from ...trilora_core.preserve import Kept
 from ...trilora_core.previews import previews_folder
+from ...trilora_core.runplan import data_hash, planned, run_fingerprint, settled, targets_of
 from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_to_file
-from ...trilora_core.train import Run, data_hash, planned, run_fingerprint, settled, targets_of
+from ...trilora_core.train import Run
 from . import models
 from .denoiser import HostDenoiser
 from .events import interrupt_type, summary

@@ -12,7 +12,7 @@ import torch
 from comfy.sd1_clip import SDClipModel
 from torch import Tensor, nn
 
-from ...trilora_core.adapter import Target
+from ...trilora_core.branch import Target
 from ...trilora_core.config import LayerConfig, TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.errors import InputError

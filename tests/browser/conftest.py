@@ -13,7 +13,8 @@ from tests.host.server import Server
 
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-READY = "window.app && window.app.graph && window.LiteGraph"
+# the page opens a workflow of its own at the start: what is loaded before that is gone with it
+READY = "window.LiteGraph && window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 # Nothing lies over the graph, and what another module has chosen is forgotten.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,

@@ -24,6 +24,8 @@ from tests.host.discovery import HOW_TO_ENABLE, PACK, find_hosts
 from tests.host.server import run_server
 from trilora_core.fileformat import write_adapter
 
+from .conftest import READY
+
 DOCS = PACK / "web" / "docs"
 WIDTH = 480  # pixels of a picture
 LARGEST = 40_000  # bytes of a picture
@@ -78,7 +80,7 @@ def _example_adapter(path: Path) -> None:
 
 def _open(tab: Any, url: str, nodes: list[str]) -> None:
     tab.goto(url, timeout=120_000)
-    tab.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
+    tab.wait_for_function(READY, timeout=120_000)
     tab.wait_for_function(
         "names => names.every(name => name in window.LiteGraph.registered_node_types)", arg=nodes, timeout=120_000
     )

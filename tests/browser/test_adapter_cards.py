@@ -19,7 +19,7 @@ from trilora_core.keys import guess_architecture
 from trilora_core.spectral import canonical
 from trilora_core.weights import open_weights
 
-from .conftest import CHROMIUM, QUIET, needs_nodes_2
+from .conftest import CHROMIUM, QUIET, needs_nodes_2, ready
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -84,8 +84,7 @@ class Tab:
     def open(self) -> None:
         """Load the front end and wait until it knows our nodes."""
         self.page.goto(self.url, timeout=120_000)
-        ready = "window.LiteGraph && 'MergeTriLoRA' in window.LiteGraph.registered_node_types && window.app?.graph"
-        self.page.wait_for_function(ready, timeout=120_000)
+        ready(self.page)
 
     def show(self, graph: dict[str, Any], mode: str) -> None:
         """Open a workflow in one of the two modes, with every card marked by the id of its node."""
@@ -367,7 +366,7 @@ def test_cards_follow_links_through_reroutes_and_subgraphs(tab: Tab) -> None:
 
 
 def test_after_a_reload_the_last_run_is_shown(tab: Tab) -> None:
-    tab.page.evaluate("() => localStorage.clear()")
+    tab.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
     tab.open()
     saved = graph("cards-classic")
     saved["nodes"][1]["widgets_values"] = [STYLE]

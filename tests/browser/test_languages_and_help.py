@@ -14,6 +14,8 @@ from tests.host.discovery import PACK
 from tests.host.server import Server
 from tests.host.workflow import load_workflow
 
+from .conftest import ready
+
 playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -63,8 +65,7 @@ def page(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
         tab.set_default_timeout(90_000)
         tab.language = request.param
         tab.goto(server.client.url, timeout=120_000)
-        tab.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
-        tab.wait_for_function("'TrainTriLoRA' in window.LiteGraph.registered_node_types", timeout=120_000)
+        ready(tab)
         yield tab
         browser.close()
 

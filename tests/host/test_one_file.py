@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.adapters import dense, relative_error
-from trilora_core.adapter import Target
+from trilora_core.branch import Target
 from trilora_core.config import LayerConfig
 from trilora_core.content import content_of
 from trilora_core.fileformat import Adapter, read_adapter, write_adapter

@@ -26,7 +26,9 @@ from trilora_core.cli.inspect import report, table
 from trilora_core.cli.options import Given, read_given
 from trilora_core.cli.parser import Arguments
 from trilora_core.cli.run_report import run_report, run_table
-from trilora_core.config import DataConfig, TrainConfig, from_dict, from_json, to_json
+from trilora_core.config import TrainConfig
+from trilora_core.config_data import DataConfig
+from trilora_core.config_json import from_dict, from_json, to_json
 from trilora_core.cover import to_picture, with_cover
 from trilora_core.data.imagefolder import read_metadata as read_captions
 from trilora_core.data.pictures import ENDINGS, inspect_picture, open_alpha, open_mask, open_picture

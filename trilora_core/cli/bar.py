@@ -15,9 +15,10 @@ from ..data import Dataset
 from ..errors import InputError
 from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, spilled
 from ..monitor import Measure
+from ..protocols import Previewer
 from ..session import Listeners, Outcome, train_to_file
 from ..spectrum import Spectrum
-from ..train import Previewer, Run, Step, TrainingDiverged
+from ..train import Run, Step, TrainingDiverged
 from .pictures import progress_bar
 
 __all__ = ["train_with_bar"]

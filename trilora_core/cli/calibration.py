@@ -9,7 +9,8 @@ from typing import Any
 from ..backend_diffusers import DiffusersEncoder
 from ..calibrate import calibrate, check_calibration, facts_of
 from ..calibration import Calibration, calibration_path, read_calibration, read_facts, write_calibration
-from ..config import CalibrationConfig, TrainConfig, from_dict
+from ..config import CalibrationConfig, TrainConfig
+from ..config_json import from_dict
 from ..data import Dataset
 from ..errors import InputError
 from ..prompts import BROAD

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import DataConfig, PriorConfig, TrainConfig, from_dict
+from ..config import TrainConfig
+from ..config_data import DataConfig, PriorConfig
+from ..config_json import from_dict
 from ..data.cache import default_cache_folder
 from ..errors import InputError
 from .options import Given, Refines, flag, option, refuse_idle

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..atomic import write_atomic
-from ..config import DataConfig
+from ..config_data import DataConfig
 from ..data.report import report
 from ..data.sheet import contact_sheet
 from .data_options import add_cache_options, add_data_options, read_cache, read_data

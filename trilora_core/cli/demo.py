@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..backend_diffusers import DiffusersPreviewer
-from ..config import AdapterConfig, DataConfig, OptimizerConfig, TrainConfig
+from ..config import AdapterConfig, OptimizerConfig, TrainConfig
+from ..config_data import DataConfig
 from ..data import MemoryStore
 from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
 from ..errors import InputError

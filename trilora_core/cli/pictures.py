@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder, DiffusersPreviewer
-from ..config import DataConfig, PriorConfig, TrainConfig
+from ..config import TrainConfig
+from ..config_data import DataConfig, PriorConfig
 from ..data import Dataset, Progress, Store, load_folder, survey_folder
 from ..data.prior import ensure_prior
 from ..preserve import LEVELS, Kept, encode_prior, keep

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import whole as check_whole
-from ..config import PRECISIONS, CalibrationConfig, DataConfig, PriorConfig, TrainConfig, from_dict
+from ..config import PRECISIONS, CalibrationConfig, TrainConfig
+from ..config_data import DataConfig, PriorConfig
+from ..config_json import from_dict
 from ..errors import InputError
 from ..presets import GOALS, overlaid, preset_values
 from .adapter_options import add_adapter_options, check_adapter

@@ -14,7 +14,8 @@ from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, Diffusers
 from ..backend_diffusers_apply import architecture_of
 from ..calibration import Calibration
 from ..companion import accompany
-from ..config import CalibrationConfig, DataConfig, PriorConfig, TrainConfig
+from ..config import CalibrationConfig, TrainConfig
+from ..config_data import DataConfig, PriorConfig
 from ..crew import ALONE, Crew, Lost
 from ..data import Dataset, scan_folder
 from ..errors import InputError
@@ -24,8 +25,10 @@ from ..monitor import split
 from ..optim import check_optimizer
 from ..plots import plot_losses
 from ..preserve import Kept
+from ..protocols import Previewer
+from ..runplan import planned, targets_of
 from ..session import adapter_hash, find_finished
-from ..train import Previewer, Run, TrainingDiverged, planned, targets_of
+from ..train import Run, TrainingDiverged
 from .bar import train_with_bar
 from .base import choose_device, load_base, own_resolution
 from .calibration import find_calibration
@@ -57,7 +60,7 @@ examples:
   python -m trilora_core train --model MODEL --data PICTURES --output style.safetensors --preset style
   python -m trilora_core train --config run.toml --steps 2000
 
-A --config file holds the same options by their names in trilora_core/config.py; flags win over it:
+A --config file holds the same options by their names in trilora_core/config.py and config_data.py; flags win:
   model = "models/base"
   output = "style.safetensors"
   steps = 1000

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from ..config import CaptionConfig
+from ..config_data import CaptionConfig
 from ..errors import InputError
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "final_caption",
     "has_trigger",
     "one_line",
-    "read_caption",
     "read_text",
     "tags",
     "variants",
@@ -28,12 +27,6 @@ __all__ = [
 
 _LARGEST = 1 << 16  # bytes of a caption file: encoders read some hundred letters, a host all, in parts of 75 words
 CAPTION_ENDINGS = (".txt", ".TXT", ".caption", ".CAPTION")  # the first that is there counts
-
-
-def read_caption(picture: Path) -> str | None:
-    """Read the caption beside a picture; None when there is no file or it is blank; raises as `read_text`."""
-    there = [ending for ending in CAPTION_ENDINGS if picture.with_suffix(ending).is_file()]
-    return read_text(picture.with_suffix(there[0]), picture.with_suffix(there[0]).name) if there else None
 
 
 def caption_file(picture: str, names: Collection[str]) -> str | None:

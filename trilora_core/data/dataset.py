@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import DataConfig
+from ..config_data import DataConfig
 from ..errors import InputError
 from .cache import MemoryStore, Store
 from .framing import Frame

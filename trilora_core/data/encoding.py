@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..config import DataConfig
+from ..config_data import DataConfig
 from ..errors import InputError
 from .cache import Facts, Store
 from .captions import variants

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from ..config import FramingConfig
+from ..config_data import FramingConfig
 from ..errors import InputError
 
 __all__ = ["Frame", "bucket", "bucket_step", "frames"]

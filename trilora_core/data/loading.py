@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import DataConfig
+from ..config_data import DataConfig
 from ..errors import InputError
 from .cache import Facts, MemoryStore, Store
 from .captions import final_caption

@@ -12,13 +12,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..atomic import check_writable, write_atomic
-from ..config import PriorConfig
+from ..config_data import PriorConfig
 from ..errors import InputError
 from .pictures import ENDINGS
 from .sources import scan_folder
 
 if TYPE_CHECKING:  # train.py imports this package
-    from ..train import Previewer
+    from ..protocols import Previewer
 
 __all__ = ["Progress", "ensure_prior", "prior_key"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..config import DataConfig
+from ..config_data import DataConfig
 from .captions import has_trigger, tags
 from .dataset import Dataset, Item
 from .framing import bucket
@@ -208,10 +208,6 @@ def _duplicates(items: Iterable[Item]) -> tuple[tuple[str, ...], ...]:
         if item.digest:
             groups[item.digest].append(item.name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
-
-
-def _unmasked(items: Iterable[Item]) -> tuple[str, ...]:
-    return tuple(item.name for item in items if not item.masks)
 
 
 def _tags(items: Iterable[Item]) -> tuple[tuple[str, int], ...]:

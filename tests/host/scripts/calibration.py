@@ -28,6 +28,7 @@ class _Core:
 
         self.calibrate = load(".trilora_core.calibrate")
         self.config = load(".trilora_core.config")
+        self.config_data = load(".trilora_core.config_data")
         self.dataset = load(".trilora_core.data.dataset")
         self.moments = load(".trilora_core.moments")
         self.denoiser = load(".nodes.host.denoiser")
@@ -66,7 +67,7 @@ def _measure(core: _Core, kind: str) -> dict[str, Any]:
 def _data(core: _Core, kind: str, count: int, *, resolution: int) -> Any:
     channels = small.channels(kind)
     latents = [torch.randn(channels, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
-    config = core.config.DataConfig(resolution=resolution)
+    config = core.config_data.DataConfig(resolution=resolution)
     return core.dataset.load_tensors(latents, [small.condition(kind, seed) for seed in range(count)], config=config)
 
 

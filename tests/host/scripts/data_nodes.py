@@ -31,7 +31,7 @@ def defaults(node):
 
 def options(pack, nodes, base):
     """Every widget reaches its field; names of mask folders are resolved as those of pictures are."""
-    config = import_module(".trilora_core.config", pack.__name__)
+    config = import_module(".trilora_core.config_data", pack.__name__)
     node = nodes["TriLoRADatasetOptions"]
     (base / "input/masks").mkdir()
     (base / "input/alpha").mkdir()

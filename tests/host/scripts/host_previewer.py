@@ -217,7 +217,7 @@ def _prior(pack: Any, make: Any, patcher: Any, clip: Any, vae: Any, base: Path) 
     from PIL import Image
 
     prior = import_module(".trilora_core.data.prior", pack.__name__)
-    config = import_module(".trilora_core.config", pack.__name__)
+    config = import_module(".trilora_core.config_data", pack.__name__)
     wanted = config.PriorConfig(folder=str(base / "input" / "dogs"), prompt="a dog\na cat", count=3, seed=7)
     previewer = make(patcher, clip, vae, **SIZE, steps=1)
     counts = [prior.ensure_prior(wanted, previewer) for _ in range(2)]

@@ -43,7 +43,7 @@ class _Bridge:
 
         for name in ("denoiser", "training", "text", "encode", "preview", "patching", "run"):
             setattr(self, name, load(f".nodes.host.{name}"))
-        for name in ("adapter", "config", "recompute", "data", "train", "fileformat", "memory"):
+        for name in ("adapter", "config", "config_data", "recompute", "data", "train", "fileformat", "memory"):
             setattr(self, f"core_{name}", load(f".trilora_core.{name}"))
         self.core_framing = load(".trilora_core.data.framing")
         self.management = import_module("comfy.model_management")
@@ -286,7 +286,7 @@ def _patched(bridge: Any, vae: Any) -> dict[str, Any]:
 
 
 def _data(bridge: Any, clip: Any, vae: Any, images: Tensor, captions: list[str]) -> Any:
-    config = bridge.core_config.DataConfig(resolution=64)
+    config = bridge.core_config_data.DataConfig(resolution=64)
     encoder, store = bridge.encode.HostEncoder(clip, vae), bridge.core_data.MemoryStore()
     with torch.inference_mode():
         return bridge.core_data.load_images(images, captions, config, encoder, store)
@@ -366,8 +366,8 @@ def _refused(bridge: Any, vae: Any, base: Path) -> dict[str, str]:
         )
 
     plain = bridge.core_data.load_tensors([torch.zeros(4, 8, 8)], [small.condition("sd15", 0)])
-    captions = bridge.core_config.CaptionConfig(weights=True)
-    weighted = bridge.core_config.DataConfig(resolution=64, captions=captions)
+    captions = bridge.core_config_data.CaptionConfig(weights=True)
+    weighted = bridge.core_config_data.DataConfig(resolution=64, captions=captions)
     prior = _data(bridge, clip, vae, images, ["a (red:1.2) thing"])
     return {
         "no clip": training_complaint(lambda: run(clip=None)),

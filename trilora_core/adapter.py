@@ -18,8 +18,9 @@ from .fileformat import Layer
 from .meter import OUT_OF_MEMORY
 from .objective import orthogonality
 from .start import check_start, derive_seed, fresh, load_start, set_apart
+from .transfer import upload
 
-__all__ = ["TriLoRA"]
+__all__ = ["TriLoRA", "whole_hook"]
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -82,7 +83,7 @@ class TriLoRA:
             _check_fit(stem, branch, targets)
             module, rows = targets[stem].module, targets[stem].rows
             if rows is None:
-                hooks.append((module, _whole_hook(branch)))
+                hooks.append((module, whole_hook(branch)))
             else:
                 fused.setdefault(id(module), (module, []))[1].append((rows, branch))
         hooks += [(module, _rows_hook(parts)) for module, parts in fused.values()]
@@ -167,7 +168,9 @@ def _check_fit(stem: str, branch: Branch, targets: Mapping[str, Target]) -> None
         raise InputError(f"{stem}: the adapter is for a weight of shape {given}, the model's is {wanted}")
 
 
-def _whole_hook(branch: Branch) -> Hook:
+def whole_hook(branch: Branch) -> Hook:
+    """Add the change of one branch to a layer's output."""
+
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + branch.delta(module, args[0]).to(output.dtype)
 
@@ -197,7 +200,7 @@ def _drawn_masks(branches: Sequence[Branch], share: float, generator: torch.Gene
     sizes = [branch.down.shape[0] for branch in branches]
     kept = (torch.rand(sum(sizes), generator=generator) >= share) / (1 - share)
     devices = [branch.down.device for branch in branches]
-    parts = {d: kept.to(d, non_blocking=d.type == "cuda").split(sizes) for d in dict.fromkeys(devices)}
+    parts = {device: upload(kept, device).split(sizes) for device in dict.fromkeys(devices)}
     return [parts[device][index] for index, device in enumerate(devices)]
 
 

@@ -21,6 +21,7 @@ from .config import LayerConfig
 from .data.framing import Frame
 from .errors import InputError
 from .layers import DEFAULT, choose, kinds_of
+from .transfer import upload
 
 __all__ = [
     "Conditioning",
@@ -91,13 +92,13 @@ class DiffusersDenoiser:
         """
         place = latents.device
         clean, noise = (latents.float() - self._shift) * self._scale, noise.float()
-        alpha = self.alphas.to(times.device)[times].to(place).view(-1, 1, 1, 1)
+        alpha = upload(self.alphas.to(times.device)[times], place).view(-1, 1, 1, 1)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         noisy = (signal * clean + spread * noise).to(self.compute_dtype)
-        tokens = torch.stack([item["tokens"] for item in cond]).to(place, self.compute_dtype)
+        tokens = upload(torch.stack([item["tokens"] for item in cond]), place, self.compute_dtype)
         prediction = self._unet(
             noisy,
-            times.to(place),
+            upload(times, place),
             encoder_hidden_states=tokens,
             added_cond_kwargs=self._added(cond, noisy),
             return_dict=False,
@@ -112,7 +113,7 @@ class DiffusersDenoiser:
         whole = (height, width, 0, 0, height, width)
         places = torch.tensor([item.get("place", whole) for item in cond], dtype=noisy.dtype)
         pooled = torch.stack([item["pooled"] for item in cond])
-        return {"text_embeds": pooled.to(noisy.device, noisy.dtype), "time_ids": places.to(noisy.device)}
+        return {"text_embeds": upload(pooled, noisy.device, noisy.dtype), "time_ids": upload(places, noisy.device)}
 
 
 class DiffusersEncoder:

@@ -14,6 +14,7 @@ from .data.dataset import Dataset, Sample
 from .data.sampler import Order
 from .objective import DRAWS
 from .start import derive_seed
+from .transfer import upload
 
 __all__ = ["Line", "Row", "learned_of", "masks_of", "of_one_shape", "targets_given"]
 
@@ -91,8 +92,8 @@ def targets_given(rows: Sequence[Row], target: Tensor) -> Tensor:
     """The regression targets (B, C, h, w) with those that rows bring along in the place of theirs."""
     if all(row.target is None for row in rows):
         return target
-    parts = [own if row.target is None else row.target.to(own) for row, own in zip(rows, target, strict=True)]
-    return torch.stack(parts)
+    pairs = [(row.target, own) for row, own in zip(rows, target, strict=True)]
+    return torch.stack([own if given is None else upload(given, own.device, own.dtype) for given, own in pairs])
 
 
 def learned_of(rows: Sequence[Row]) -> Tensor:

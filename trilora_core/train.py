@@ -27,6 +27,7 @@ from .precision import DTYPES, autocast
 from .preserve import Kept, KeptLine, check_kept
 from .protocols import Denoiser, TextEncoder
 from .runplan import check_text, data_hash, run_fingerprint, settled, targets_of
+from .transfer import upload
 
 __all__ = [
     "Run",
@@ -300,26 +301,26 @@ class Run:
 
     def _loss(self, rows: Sequence[Row]) -> Tensor:
         """The weighted sum of the losses of samples of one shape, in one forward."""
-        clean = torch.stack([row.sample.latents for row in rows]).to(self._device)
-        noise = torch.stack([row.noise for row in rows]).to(self._device)
+        clean = upload(torch.stack([row.sample.latents for row in rows]), self._device)
+        noise = upload(torch.stack([row.noise for row in rows]), self._device)
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with autocast(self.config.precision, self._device):
             prediction, target = self.denoiser.predict(clean, noise, times, self._cond(rows))
             target = targets_given(rows, target)
-        weights = torch.tensor([row.weight for row in rows]).to(self._device)
+        weights = upload(torch.tensor([row.weight for row in rows]), self._device)
         if self.config.loss.min_snr_gamma:
             snr, kind = self.denoiser.snr(times), self.denoiser.prediction_type
-            factors = min_snr_weights(snr, self.config.loss.min_snr_gamma, kind).to(self._device)
-            weights = weights * torch.where(learned_of(rows).to(self._device), factors, 1.0)
+            factors = upload(min_snr_weights(snr, self.config.loss.min_snr_gamma, kind), self._device)
+            weights = weights * torch.where(upload(learned_of(rows), self._device), factors, 1.0)
         mask = masks_of([row.sample for row in rows])
-        losses = mse_per_sample(prediction, target, None if mask is None else mask.to(self._device))
+        losses = mse_per_sample(prediction, target, None if mask is None else upload(mask, self._device))
         return losses @ weights
 
     @torch.no_grad()
     def predict(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Prediction and regression target for samples of one shape, (B, C, h, w), as training computes them."""
-        clean = torch.stack([row.sample.latents for row in rows]).to(self._device)
-        noise = torch.stack([row.noise for row in rows]).to(self._device)
+        clean = upload(torch.stack([row.sample.latents for row in rows]), self._device)
+        noise = upload(torch.stack([row.noise for row in rows]), self._device)
         times = self.denoiser.times(torch.cat([row.u for row in rows]))
         with autocast(self.config.precision, self._device):
             return self.denoiser.predict(clean, noise, times, self._cond(rows))

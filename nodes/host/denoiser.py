@@ -12,6 +12,7 @@ from ...trilora_core.branch import Target
 from ...trilora_core.config import LayerConfig
 from ...trilora_core.errors import InputError
 from ...trilora_core.layers import DEFAULT
+from ...trilora_core.transfer import upload
 from . import models
 
 __all__ = ["HostDenoiser"]
@@ -60,7 +61,7 @@ class HostDenoiser:
     def times(self, u: Tensor) -> Tensor:
         """Draws u in [0, 1], (B,) -> sigmas of the model's own table, (B,): shift and zero-SNR included."""
         table = self.model.model_sampling.sigmas.to(self.device)
-        index = (u.to(self.device) * len(table)).long().clamp(max=len(table) - 1)
+        index = (upload(u, self.device) * len(table)).long().clamp(max=len(table) - 1)
         return table[index].float()
 
     def snr(self, times: Tensor) -> Tensor:
@@ -77,8 +78,8 @@ class HostDenoiser:
     def predict(self, latents: Tensor, noise: Tensor, times: Tensor, cond: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """One forward of raw VAE latents (B, C, h, w) at sigmas (B,): (network output, its regression target)."""
         self._check(latents, cond)
-        clean = self.model.process_latent_in(latents.to(self.device, torch.float32))
-        sigmas = times.to(self.device)
+        clean = self.model.process_latent_in(upload(latents, self.device, torch.float32))
+        sigmas = upload(times, self.device)
         sampling = self.model.model_sampling
         noisy = sampling.noise_scaling(sigmas, noise.to(clean), clean)
         skip, gain = _affine(sampling, sigmas, clean.ndim)
@@ -93,10 +94,10 @@ class HostDenoiser:
             return self._apply(noisy, sigmas, encoded)
         parts = []
         for group in groups:
-            rows = torch.tensor(group, device=noisy.device)
+            rows = upload(torch.tensor(group), noisy.device)
             parts.append(self._apply(noisy[rows], sigmas[rows], [encoded[i] for i in group]))
         back = torch.tensor([i for group in groups for i in group]).argsort()
-        return torch.cat(parts)[back.to(noisy.device)]
+        return torch.cat(parts)[upload(back, noisy.device)]
 
     def _apply(self, noisy: Tensor, sigmas: Tensor, encoded: Sequence[dict[str, Any]]) -> Tensor:
         conds = {name: first.concat([other[name] for other in encoded[1:]]) for name, first in encoded[0].items()}

@@ -1,118 +1,91 @@
-"""One training step here beside one of the host's own Train LoRA node: process time, and memory above the loaded model.
+"""The host's own Train LoRA node and this package's loop on one model, each with the host as a library.
 
-Run from the root of a clone, with a ComfyUI 0.33 or newer at COMFYUI_PATH or ~/comfy/ComfyUI:
-`python benchmarks/native_trainer.py [--size 32] [--levels 4] [--res-blocks 2] [--steps 1] [--rounds 2]`. The model is
-random, in float32, by default of the shape of SD1.5: 860 million weights, which takes 14 GB of memory at the peak.
-Both sides: one thread, AdamW, rank 16, the same pictures and captions. Times alternate in one process, the first step
-of each turn is left out, each figure is the median. Memory is the peak of the resident set in a process of its own.
+Both sides: one thread, AdamW, rank 16, the same random model in float32, the same pictures and captions. Times
+alternate in one process and the first step of each turn is left out. Memory is the peak of the resident set in a
+process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
 import importlib.util
 import itertools
 import json
 import os
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RANK = 16
 PICTURES = 8
 LEVELS = [1, 2, 4, 4]  # times 320 channels
 FOLDERS = ("custom_nodes", "models/loras", "input", "output", "user", "temp")
 
-# name -> (side, batch size, options); in the order of the report
+# name -> (side, batch size, options)
 CASES: dict[str, tuple[str, int, dict[str, bool]]] = {
     "here, batch 1": ("here", 1, {}),
     "native, batch 1, the same layers": ("native", 1, {"same_layers": True}),
     "native, batch 1, as it ships": ("native", 1, {"checkpointing": True}),
     "here, batch 4": ("here", 4, {}),
     "native, batch 4, the same layers": ("native", 4, {"same_layers": True}),
-    "here, batch 1, recomputed blocks": ("here", 1, {"checkpointing": True}),
 }
-RATIOS = (
-    ("batch 1, like for like", "native, batch 1, the same layers", "here, batch 1", 1.1),
-    ("batch 1, native as it ships", "native, batch 1, as it ships", "here, batch 1", 2.0),
-    ("batch 4, like for like", "native, batch 4, the same layers", "here, batch 4", 3.5),
-)
 
 
-def main() -> None:
-    """Build the model, measure in the host's interpreter, print the report."""
-    options = _arguments()
-    host = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
-    python = Path(os.environ.get("COMFYUI_PYTHON", host / ".venv/bin/python"))
+@contextmanager
+def host_tasks(options: dict[str, Any], script: str) -> Iterator[Callable[..., Any]]:
+    """A function that has a script do a task in the host's interpreter, in a passing folder, and gives its answer."""
+    host, python = find_host()
     with tempfile.TemporaryDirectory(prefix="trilora-benchmark-") as folder:
         for name in FOLDERS:
             (Path(folder) / name).mkdir(parents=True, exist_ok=True)
 
         def ask(task: str, **more: Any) -> Any:
-            job = {"task": task, "host": str(host), "folder": folder, **vars(options), **more}
+            job = {"task": task, "host": str(host), "folder": folder, **options, **more}
             answer = Path(folder) / "answer.json"
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode")}
-            command = [str(python), __file__, "--inside", json.dumps({**job, "answer": str(answer)})]
+            command = [str(python), script, "--inside", json.dumps({**job, "answer": str(answer)})]
             subprocess.run(command, check=True, cwd=folder, env=environment, stdout=sys.stderr)
             return json.loads(answer.read_text())
 
-        size = ask("build")
-        print(f"model: {size['parameters'] / 1e6:.0f} million weights, {size['bytes'] / 2**20:.0f} MiB in float32;")
-        print(f"adapted: {size['layers']} attention linears; latents {options.size} x {options.size}\n", flush=True)
-        _report_times(ask("times"))
-        print("\nmemory above the loaded model, MiB", flush=True)
-        for name in options.memory:
-            _report_memory(name, ask("memory", case=name))
+        yield ask
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=32, help="height and width of the latents (32: 256 pixels)")
-    parser.add_argument("--levels", type=int, default=4, help="resolutions of the model, 320 to 1280 wide")
-    parser.add_argument("--res-blocks", type=int, default=2, help="blocks per resolution")
-    parser.add_argument("--steps", type=int, default=1, help="measured steps of one turn")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each case")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="what to time")
-    parser.add_argument("--memory", nargs="*", default=list(CASES)[:3], choices=list(CASES), help="what to weigh")
-    return parser.parse_args()
+def find_host() -> tuple[Path, Path]:
+    """(folder, interpreter) of the ComfyUI that is measured, there or not."""
+    host = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
+    return host, Path(os.environ.get("COMFYUI_PYTHON", host / ".venv/bin/python"))
 
 
-def _report_times(times: dict[str, list[float]]) -> None:
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print("process time per step, seconds (median, all)")
-    for name, values in times.items():
-        print(f"  {name:36}{medians[name]:8.2f}   {' '.join(f'{value:.2f}' for value in values)}")
-    for name, native, here, wanted in RATIOS:
-        if native in medians and here in medians:
-            print(f"  {name:36}{medians[native] / medians[here]:8.2f} x faster (aim: {wanted})")
-
-
-def _report_memory(name: str, found: dict[str, float]) -> None:
-    prepared = f"{found['prepared']:.0f} before the first step, " if "prepared" in found else ""
-    print(f"  {name:36}{found['peak']:8.0f}   ({prepared}model {found['model']:.0f})", flush=True)
+def version() -> tuple[int, ...]:
+    """That of the ComfyUI that is found, () where none is."""
+    folder, python = find_host()
+    file = folder / "comfyui_version.py"
+    if not file.is_file() or not python.is_file():
+        return ()
+    found = re.search(r'__version__ = "(\d+)\.(\d+)\.(\d+)', file.read_text(encoding="utf-8"))
+    return tuple(map(int, found.groups())) if found else ()
 
 
 # What follows runs in the host's interpreter.
 
 
-def inside(job: dict[str, Any]) -> None:
-    """Do one task with the host as a library and write its answer."""
+def inside(job: dict[str, Any], tasks: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+    """Do one task, of this module or one of `tasks`, with the host as a library and write its answer."""
     sys.path[0] = job["host"]
     sys.argv = ["main.py", "--cpu", "--base-directory", job["folder"]]
     importlib.import_module("comfy.options").enable_args_parsing()
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    answer = {"build": _build, "times": _times, "memory": _memory}[job["task"]](job)
+    answer = {"build": _build, "times": _times, "memory": _memory, **tasks}[job["task"]](job)
     Path(job["answer"]).write_text(json.dumps(answer))
 
 
@@ -164,7 +137,7 @@ def _adapted(name: str) -> bool:
 
 
 def _times(job: dict[str, Any]) -> dict[str, list[float]]:
-    patcher, pack, material = _prepare(job)
+    patcher, pack, material = prepare(job)
     times: dict[str, list[float]] = {name: [] for name in job["cases"]}
     for _ in range(job["rounds"]):
         for name in job["cases"]:
@@ -186,7 +159,7 @@ def _times(job: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _memory(job: dict[str, Any]) -> dict[str, float]:
-    patcher, pack, material = _prepare(job)
+    patcher, pack, material = prepare(job)
     side, batch, options = CASES[job["case"]]
     gc.collect()
     start = _status("VmRSS")
@@ -207,7 +180,7 @@ def _status(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _prepare(job: dict[str, Any]) -> tuple[Any, ModuleType, tuple[Any, list[Any]]]:
+def prepare(job: dict[str, Any]) -> tuple[Any, ModuleType, tuple[Any, list[Any]]]:
     """The model as a loader node gives it, the pack, and (latents, conditioning)."""
     import comfy.model_management
     import comfy.sd
@@ -237,7 +210,6 @@ def _here(
     batch: int,
     stamp: Callable[[], None],
     *,
-    checkpointing: bool = False,
     prepared: Callable[[], None] = lambda: None,
 ) -> None:
     """Train with this pack's own loop."""
@@ -255,10 +227,8 @@ def _here(
         targets = denoiser.targets()
         adapter = load(".trilora_core.adapter").TriLoRA.create(targets, options.adapter, seed=0, data_hash="")
         run = loop.Run(options, denoiser, dataset, adapter)
-        recompute = load(".trilora_core.recompute").checkpointed
-        saving = recompute(denoiser.blocks(), in_place_safe=denoiser.in_place_safe) if checkpointing else nullcontext()
         prepared()
-        with adapter.attach(targets), saving, closing(loop.train(run)) as records:
+        with adapter.attach(targets), closing(loop.train(run)) as records:
             for _ in records:
                 stamp()
 
@@ -335,9 +305,3 @@ def _only_attention(nodes_train: ModuleType) -> Iterator[None]:
 
 
 SIDES: dict[str, Callable[..., None]] = {"here": _here, "native": _native}
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--inside"]:
-        inside(json.loads(sys.argv[2]))
-    else:
-        main()

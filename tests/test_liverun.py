@@ -11,11 +11,11 @@ from tests.test_session import Painter, keep, stop_at, watched
 from tests.test_train import CONFIG, make_run
 from trilora_core.config import MonitorConfig
 from trilora_core.liverun import LiveRun
+from trilora_core.milestones import Listeners
 from trilora_core.monitor import Measure
 from trilora_core.previews import previews_folder
 from trilora_core.runlog import log_path
 from trilora_core.runrecord import read_log
-from trilora_core.session import Listeners
 from trilora_core.train import Step
 
 FACTS = "run node workflow name state text step steps seconds_per_step eta memory can_preview ended problem file"

@@ -17,11 +17,11 @@ from trilora_core.checkpoint import state_path
 from trilora_core.config import MonitorConfig
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_adapter, read_metadata
-from trilora_core.milestones import best_path, step_path
+from trilora_core.milestones import Listeners, best_path, step_path
 from trilora_core.monitor import best_measure, split
 from trilora_core.runlog import log_path
 from trilora_core.runrecord import read_log
-from trilora_core.session import Listeners, find_finished, train_to_file
+from trilora_core.session import find_finished, train_to_file
 from trilora_core.train import TrainingDiverged
 
 

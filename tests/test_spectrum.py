@@ -11,7 +11,7 @@ from tests.test_session import keep, lines, stop_at
 from tests.test_train import CONFIG, go, make_run, same, values
 from trilora_core.config import MonitorConfig
 from trilora_core.errors import InputError
-from trilora_core.session import Listeners
+from trilora_core.milestones import Listeners
 from trilora_core.spectrum import look_at_spectrum
 
 

@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 
 from ...trilora_core.errors import InputError
+from ...trilora_core.keeper import Outcome
 from ...trilora_core.liverun import LiveRun
 from ...trilora_core.memory import spilled
+from ...trilora_core.milestones import Listeners
 from ...trilora_core.monitor import Measure
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.protocols import Previewer
 from ...trilora_core.runlog import log_path
 from ...trilora_core.runrecord import read_log
-from ...trilora_core.session import Listeners, Outcome
 from ...trilora_core.spectrum import Spectrum
 from ...trilora_core.train import Run, Step, TrainingDiverged
 from . import routes

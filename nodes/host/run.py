@@ -19,13 +19,14 @@ from ...trilora_core.config import TrainConfig
 from ...trilora_core.data import Dataset
 from ...trilora_core.errors import InputError
 from ...trilora_core.fileformat import Adapter
+from ...trilora_core.keeper import Outcome
 from ...trilora_core.keys import is_text
 from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight
 from ...trilora_core.monitor import split
 from ...trilora_core.preserve import Kept
 from ...trilora_core.previews import previews_folder
 from ...trilora_core.runplan import data_hash, planned, run_fingerprint, settled, targets_of
-from ...trilora_core.session import Outcome, adapter_hash, find_finished, train_to_file
+from ...trilora_core.session import adapter_hash, find_finished, train_to_file
 from ...trilora_core.train import Run
 from . import models
 from .denoiser import HostDenoiser

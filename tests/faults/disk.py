@@ -30,9 +30,9 @@ from tests.killed import CONFIG
 from tests.toy import ToyDenoiser, toy_dataset
 from trilora_core.adapter import TriLoRA
 from trilora_core.errors import InputError
-from trilora_core.milestones import best_path
+from trilora_core.milestones import Listeners, best_path
 from trilora_core.monitor import split
-from trilora_core.session import Listeners, train_to_file
+from trilora_core.session import train_to_file
 from trilora_core.train import Run
 
 LARGEST = 60_000  # bytes: the state, the largest file of the run, is less

@@ -20,9 +20,10 @@ import torch
 from tests.test_session import Painter, watched
 from tests.test_train import CONFIG
 from trilora_core.liverun import LiveRun
+from trilora_core.milestones import Listeners
 from trilora_core.runlog import log_path
 from trilora_core.runrecord import read_log
-from trilora_core.session import Listeners, train_to_file
+from trilora_core.session import train_to_file
 from trilora_core.train import Run, Step
 
 MOST_STEPS = 5_000_000

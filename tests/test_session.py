@@ -415,6 +415,18 @@ def test_a_request_that_cannot_be_met_does_not_end_the_run(tmp_path):
     )
 
 
+def test_a_request_whose_state_has_no_room_keeps_the_adapter_and_says_which(tmp_path, monkeypatch):
+    def full(*_):
+        raise InputError("cannot write: no space")
+
+    run, problems, ask = make_run(), [], asking(save=5)
+    ask.run = run
+    monkeypatch.setattr("trilora_core.keeper.save_state", full)
+    keep(run, tmp_path / "a.safetensors", ask, listeners=Listeners(on_problem=problems.append))
+    assert problems == ["the state was not saved at step 6: cannot write: no space"]
+    assert step_path(tmp_path / "a.safetensors", 6).is_file()
+
+
 def test_a_preview_that_fails_does_not_end_the_run(tmp_path):
     run, problems = preview_run(), []
     path = tmp_path / "a.safetensors"

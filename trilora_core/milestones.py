@@ -190,14 +190,11 @@ class Milestones:
     def _save(self) -> None:
         """Keep the adapter of this step and the resumable state, because someone asked for them."""
         step, path = self.run.step, step_path(self.output, self.run.step)
-
-        def write() -> None:
-            if step not in (*self.history.adapters, *self.history.saved):
-                self.write(path, "step")
-            self.history.saved = sorted({*self.history.saved, step})
-            self.save_state()
-
-        if self._tried("the adapter", write):
+        there = step in (*self.history.adapters, *self.history.saved)
+        if not there and not self._tried("the adapter", lambda: self.write(path, "step")):
+            return
+        self.history.saved = sorted({*self.history.saved, step})
+        if self._tried("the state", self.save_state):
             self.listeners.on_save(path)
 
     def _tried(self, what: str, write: Callable[[], None]) -> bool:

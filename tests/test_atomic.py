@@ -52,4 +52,9 @@ def test_an_unwritable_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"cannot write to the folder .*below: .*; choose one that you can write to"):
         check_writable(tmp_path / "file" / "below")
     check_writable(tmp_path)
+    check_writable(tmp_path / "a" / "b", leave=False)
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        check_writable(tmp_path / "a" / ("b" * 300), leave=False)  # its parent was made, and is taken away
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    check_writable(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()

@@ -21,7 +21,7 @@ pytest.importorskip("transformers", reason="the diffusers backend is not tested:
 
 import diffusers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from trilora_core import backend_diffusers_single as single
@@ -611,6 +611,39 @@ def test_damaged_folders_are_named(tmp_path: Path, damage: str) -> None:
         (file.parent / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 24}))
     with pytest.raises(InputError, match=r"model \S+model cannot be loaded \(.+\); copy the folder again"):
         load_pipeline(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_weights_that_a_folder_lacks_are_named_not_drawn(pipe: Any, tmp_path: Path, part: str) -> None:
+    """transformers would draw what is missing at random and go on."""
+    if not hasattr(pipe, part):
+        pytest.skip("one text encoder only")
+    pipe.save_pretrained(tmp_path / "model")
+    (file,) = (tmp_path / "model" / part).glob("*.safetensors")
+    tensors = load_file(file)
+    for name in sorted(tensors)[2:4]:
+        del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(InputError, match=rf"model \S+model has no weights for {part}\.\S+ and 1 more; copy it again"):
+        load_pipeline(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("model.diffusion_model.", r"cannot be loaded \(weights of its U-Net or VAE are missing\)"),
+        ("first_stage_model.", r"cannot be loaded \(weights of its U-Net or VAE are missing\)"),
+        ("cond_stage_model.", r"has no weights for text_encoder\.\S+; copy it again"),
+    ],
+)
+def test_weights_that_a_single_file_lacks_are_named(tmp_path: Path, part: str, message: str) -> None:
+    sd(tmp_path).save_pretrained(tmp_path / "model")
+    write_single_file(sd(tmp_path), tmp_path / "one.safetensors")
+    tensors = load_file(tmp_path / "one.safetensors")
+    del tensors[[name for name in sorted(tensors) if name.startswith(part)][3]]
+    save_file(tensors, tmp_path / "one.safetensors")
+    with pytest.raises(InputError, match=message):
+        load_pipeline(tmp_path / "one.safetensors", config=tmp_path / "model", device="cpu")
 
 
 def test_other_pipelines_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ def test_nothing_of_the_base_learns_or_stays_changed(pipe: Any) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in pipe.text_encoder.parameters())
     assert all(torch.equal(value, state[name]) for name, value in pipe.text_encoder.state_dict().items())
     assert not any(target.module._forward_hooks for target in text.targets(FF).values())
-    assert not any("forward" in vars(block) for block in text.blocks())
+    # transformers 5.0 leaves the method itself there; what recomputes is a partial
+    assert not any(isinstance(vars(block).get("forward"), partial) for block in text.blocks())
 
 
 def test_previews_draw_with_the_encoder_as_it_is(pipe: Any) -> None:

@@ -80,6 +80,8 @@ def test_dare_is_its_formula_and_that_of_peft_with_the_same_mask(method, name, m
         wanted = elect_and_mean(thinned, weights)
     found = merged(adapters, method, weights, rank=WHOLE, density=density, seed=7)
     assert relative_error(found, wanted) < EXACT
+    if not float(utils.random_pruning(torch.ones(99), 0.5, rescale=True).max()) > 1:
+        pytest.skip("DARE of peft before 0.19 scales nothing")
     drawn = iter(masks)
     monkeypatch.setattr(torch, "bernoulli", lambda like: next(drawn).to(like))
     of_peft = getattr(utils, name)(updates(adapters), torch.tensor(weights, dtype=torch.float64), density)

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -62,16 +63,24 @@ def check_room(folder: Path, wanted: int) -> None:
         )
 
 
-def check_writable(folder: Path) -> None:
-    """Prove before hours of work that a file can be made in the folder; raises InputError when not."""
+def check_writable(folder: Path, *, leave: bool = True) -> None:
+    """Prove before hours of work that a file can be made in the folder; raises InputError when not.
+
+    The folder is made where there is none; `leave=False` takes away again what was made.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write to {folder}: it is a file; choose a folder")
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         why = error.strerror or error
         raise InputError(f"cannot write to the folder {folder}: {why}; choose one that you can write to") from error
+    finally:
+        for place in () if leave else made:
+            with suppress(OSError):  # never made, or somebody else's file is in it by now
+                place.rmdir()
 
 
 def check_name(path: Path) -> None:
@@ -83,8 +92,8 @@ def check_name(path: Path) -> None:
 
 def _system_error(error: SafetensorError) -> int | None:
     """The system's number of an error that safetensors has only in words."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    found = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))  # since 0.6, and before it
+    return int(found[1] or found[2]) if found else None
 
 
 def _flush(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = ["PIPELINES", "load_pipeline"]
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}  # of both pipelines
 # What diffusers, transformers and safetensors raise for files that are missing, damaged or of another shape.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, AttributeError, RuntimeError)
 
@@ -46,6 +47,8 @@ def load_pipeline(
             f"model {path} does not exist; models are read from disk only: "
             "give a diffusers folder or a .safetensors file"
         )
+    if absent := [f"{part}.{name}" for part, model in pipe.components.items() for name in _without_values(model)]:
+        raise _not_whole(path, absent)
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(path))  # a single file would keep the name of its configuration's folder
     # diffusers before `dtype` was an argument loads in float32
@@ -56,13 +59,36 @@ def _load_folder(path: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
     name = _pipeline_name(path)
+    options = {"local_files_only": True, "use_safetensors": True, "variant": _variant(path / "unet"), "dtype": dtype}
     absent = {} if name.endswith("XLPipeline") else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        return getattr(diffusers, name).from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, variant=_variant(path), dtype=dtype, **absent
-        )
+        texts = {
+            part: _load_text_encoder(path / part, kind, dtype)
+            for part, kind in _TEXT_ENCODERS.items()
+            if (path / part).is_dir()
+        }
+        return getattr(diffusers, name).from_pretrained(str(path), **options, **texts, **absent)
+    except InputError:
+        raise
     except _LOAD_ERRORS as error:
         raise _cannot_load(path, error, "copy the folder again, with every file in .safetensors form") from error
+
+
+def _load_text_encoder(folder: Path, kind: str, dtype: torch.dtype) -> Any:
+    """Load one by itself: transformers fills what its file lacks with random numbers, and only this call tells."""
+    import transformers
+
+    model, told = getattr(transformers, kind).from_pretrained(
+        str(folder),
+        local_files_only=True,
+        use_safetensors=True,
+        variant=_variant(folder),
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    if absent := [f"{folder.name}.{name}" for name in sorted(told["missing_keys"])]:
+        raise _not_whole(folder.parent, absent)
+    return model
 
 
 def _load_file(path: Path, config: Path | None, dtype: torch.dtype) -> Any:
@@ -105,13 +131,29 @@ def _pipeline_name(folder: Path) -> str:
 
 
 def _variant(folder: Path) -> str | None:
-    """ "fp16" where a folder holds its weights only under that name."""
-    names = [file.name for file in (folder / "unet").glob("*.safetensors")]
+    """ "fp16" where the folder of a part holds its weights only under that name."""
+    names = [file.name for file in folder.glob("*.safetensors")]
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
+def _without_values(model: Any) -> list[str]:
+    """Names of the weights that a file did not give, which diffusers leaves on the device "meta"."""
+    return [name for name, weight in model.named_parameters() if weight.is_meta] if hasattr(model, "parameters") else []
+
+
+def _not_whole(path: Path, absent: Sequence[str]) -> InputError:
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return InputError(
+        f"model {path} has no weights for {absent[0]}{more}; copy it again, or, where a newer diffusers or "
+        "transformers wrote it, update these two"
+    )
+
+
 def _cannot_load(path: Path, error: BaseException, advice: str) -> InputError:
-    return InputError(f"model {path} cannot be loaded ({_first_line(str(error).splitlines())}); {advice}")
+    reason = _first_line(str(error).splitlines())
+    if "meta tensor" in reason:  # what diffusers leaves of a single file in which weights are missing
+        reason = "weights of its U-Net or VAE are missing"
+    return InputError(f"model {path} cannot be loaded ({reason}); {advice}")
 
 
 def _first_line(lines: Iterable[str]) -> str:

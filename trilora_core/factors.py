@@ -91,7 +91,11 @@ def _lengths(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _from_balanced(up: Tensor, down: Tensor) -> SVD | None:
-    """The SVD that lies in balanced factors, or None when their columns are not those of one."""
+    """The SVD that lies in balanced factors, or None when their columns are not those of one.
+
+    Near zero float16 has steps, not digits: there (S below 1e-7 at 1000 rows) the columns are taken as they lie, whose
+    product is exact, although they are orthogonal only as far as the steps allow.
+    """
     rank = up.shape[-1]
     if up.ndim != 2 or down.ndim != 2 or rank != down.shape[0] or not 0 < rank <= min(up.shape[0], down.shape[1]):
         return None

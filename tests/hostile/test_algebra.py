@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -116,6 +116,13 @@ def test_a_cut_leaves_the_energy_of_the_tail(pair, rank, share):
 
 
 @_quick
+@example(
+    (
+        torch.tensor([[1541.0, -293.4], [-2178.8, 568.4], [-1084.5, -1398.6], [403.3, 838.0], [-719.3, -403.3]]),
+        torch.tensor([[-5.97e-19, 1.82e-19, -8.57e-19], [1.1e-18, -1.07e-18, 1.23e-19]]),
+    ),
+    torch.float16,
+)
 @given(factors(), st.sampled_from((torch.float16, torch.bfloat16, torch.float32)))
 def test_the_file_gives_back_what_it_holds(pair, dtype):
     """Stored, read, stored again: the same bits; and what was read is the product of what is stored."""
@@ -124,7 +131,10 @@ def test_the_file_gives_back_what_it_holds(pair, dtype):
     assume(bool(up.isfinite().all() and down.isfinite().all()))  # else write_adapter refuses it
     read = canonical_layers({"a": (up, down)})["a"]
     rounding = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 3e-5}[dtype]
-    assert is_svd(read, rounding) and close(dense(Layer(read)), product(up, down), rounding)
+    assert close(dense(Layer(read)), product(up, down), rounding)
+    # near zero float16 has steps, not digits: what is shorter than 200 of them is not orthogonal within the rounding
+    held = int((read.s >= (600 * 2.0**-24) ** 2).sum()) if dtype is torch.float16 else len(read.s)
+    assert not held or is_svd(SVD(read.u[:, :held], read.s[:held], read.vh[:held]), rounding)
     again = stored_factors(read, dtype)
     assert torch.equal(again[0], up) and torch.equal(again[1], down)
 

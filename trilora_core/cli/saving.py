@@ -34,5 +34,5 @@ def _check(path: Path, ending: str) -> Path:
         raise InputError(f"{path} does not end in {ending}; name the file {path.with_suffix(ending).name}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file in it, such as {path / ('result' + ending)}")
-    check_writable(path.parent)
+    check_writable(path.parent, leave=False)  # what comes next may be refused yet
     return path

@@ -265,6 +265,10 @@ def export(painter: Painter, mean: Sequence[Tensor], codec: AutoencoderKL, folde
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    # the names of every public checkpoint: those that transformers 5.23 writes are unknown to 5.0
+    text = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in load_file(text).items()}
+    save_file(named, text, {"format": "pt"})
     # transformers would otherwise give back half precision next to diffusers' single precision
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

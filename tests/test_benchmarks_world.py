@@ -23,7 +23,7 @@ def world() -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
         for folder in ("preserve", "world"):  # the last one is searched first: `run` and `report` are the world's
             patch.syspath_prepend(BENCHMARKS / folder)
-        yield {name: import_module(name) for name in ("lessons", "plan", "report", "run", "trial")}
+        yield {name: import_module(name) for name in ("lessons", "plan", "report", "run", "steep", "trial")}
     for name in set(sys.modules) - before:
         if Path(str(getattr(sys.modules[name], "__file__", ""))).is_relative_to(BENCHMARKS):
             del sys.modules[name]
@@ -43,6 +43,25 @@ def test_no_caption_that_is_measured_is_trained_on(
         assert not stop & report and not (stop | report) & set(texts)
         assert {text for _, text in lessons.reference(name)} == report
         assert all(any(word in text.replace(",", "").split() for word in lessons.RARE_WORDS) for text in texts)
+
+
+def test_steep_spectra_change_no_prediction(world: dict[str, ModuleType]) -> None:
+    from trilora_core.backend_diffusers import load_pipeline
+    from trilora_core.demo import BASE
+
+    unet = (pipe := load_pipeline(BASE, device="cpu")).unet
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(2, 16, 8, 8, generator=generator), torch.tensor([100, 700])
+    captions = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        before = unet(*given, encoder_hidden_states=captions).sample
+        world["steep"].steepen(pipe)
+        after = unet(*given, encoder_hidden_states=captions).sample
+    assert float((after - before).norm() / before.norm()) < 1e-5
+    linears = {name: module.weight for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)}
+    for part in ("to_q", "to_k", "to_v", "to_out.0"):
+        values = [torch.linalg.svdvals(weight.detach()) for name, weight in linears.items() if name.endswith(part)]
+        assert max(float(found[7] / found[0]) for found in values) < 0.5  # above 0.7 before
 
 
 def test_rates_are_tried_until_the_best_is_no_edge(world: dict[str, ModuleType]) -> None:
@@ -81,6 +100,8 @@ def test_only_what_is_missing_is_run_in_groups_that_fit(world: dict[str, ModuleT
     every = run.missing("main", records)
     names = [task.name for task in every]
     assert len(set(names)) == len(names) == len(plan.MAIN) * 6 * len(plan.SEEDS)
+    some = run.missing("main", records, seeds=[2], methods=["svd"])
+    assert len(some) == 6 and {(task.seed, task.method) for task in some} == {(2, "svd")}
     grouped = plan.groups(every, 9)
     assert sorted(task.name for group in grouped for task in group) == sorted(names)
     assert all(len(group) <= 9 and len({plan.group_key(task) for task in group}) == 1 for group in grouped)

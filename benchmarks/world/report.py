@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "preserve"), str(HERE.parents[1])]
 from lessons import CONCEPT_NAMES  # noqa: E402
-from plan import BASE, HIGH, LONG, METHODS, SEEDS, STEPS, best_rates, tuned  # noqa: E402
+from plan import BASE, HIGH, LONG, MEAN, METHODS, SEEDS, STEPS, best_rates, tuned  # noqa: E402
 
 RESAMPLED, MARK = 2000, 0.9  # of LoRA's way from the base to its lowest validation loss
 Place = tuple[str, int]  # concept, seed
@@ -123,7 +123,7 @@ class Results:
         self.seeds = seeds
         self.base = {r["concept"]: r for r in records if r["method"] == BASE}
 
-    def runs(self, method: str, shown: int = 12, times: int = 1, longer: int = 1) -> dict[Place, dict]:
+    def runs(self, method: str, shown: int = 12, times: float = 1, longer: int = 1) -> dict[Place, dict]:
         """Those of one method at its best rate, or so many times it, and so many times the steps."""
         if method not in self.rates:
             return {}
@@ -172,32 +172,42 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def at_best(found: Results, shown_pictures: int) -> str:
-    """Every method at its best rate and step, beside LoRA."""
+def at_best(found: Results, shown_pictures: int, more: Sequence[tuple[str, float]] = ()) -> str:
+    """Every method at its best rate and step, and some at other rates, beside LoRA."""
     lora = found.runs("lora", shown_pictures)
     heads = ["method", "rate", "runs", "stops at", *(head for head, _, _ in AT_BEST), "beside the base's distance"]
     rows = []
-    for method in METHODS:
-        runs = {place: run for place, run in found.runs(method, shown_pictures).items() if place in lora}
+    for method, factor in [*((method, 1) for method in METHODS), *more]:
+        runs = {p: run for p, run in found.runs(method, shown_pictures, factor).items() if p in lora}
         if runs:
             at = sum(run["best_step"] for run in runs.values()) / len(runs)
             cells = found.beside(runs, lora, AT_BEST)
-            rows.append(
-                [method, f"{found.rates[method]:g}", str(len(runs)), f"{at:.0f}", *cells, found.normalised(runs)]
-            )
+            rate = f"{factor * found.rates[method]:g}"
+            rows.append([method, rate, str(len(runs)), f"{at:.0f}", *cells, found.normalised(runs)])
     return _table(heads, rows)
 
 
-def at_last(found: Results, times: int, longer: int) -> str:
-    """Every method at too high a rate or too many steps, at the end, beside its own best."""
+def at_same_rate(found: Results, times: float) -> str:
+    """Those whose best rate is so many times LoRA's, and TriLoRA, beside LoRA at that rate; 12 pictures, best step."""
+    lora, rate = found.runs("lora", times=times), times * found.rates.get("lora", math.nan)
+    heads, rows = ["method", "runs", *(head for head, _, _ in AT_BEST)], []
+    for method, factor in [("svd-mean", times), *((m, 1.0) for m in METHODS if found.rates.get(m) == rate)]:
+        runs = {place: run for place, run in found.runs(method, times=factor).items() if place in lora}
+        if runs:
+            rows.append([method, str(len(runs)), *found.beside(runs, lora, AT_BEST)])
+    return _table(heads, rows)
+
+
+def at_last(found: Results, times: float, longer: int, more: Sequence[tuple[str, float]] = ()) -> str:
+    """Every method at too high a rate or too many steps, and some at other rates, at the end, beside its own best."""
     rows = []
-    for method in METHODS:
-        own, hard = found.runs(method), found.runs(method, times=times, longer=longer)
+    for method, factor in [*((method, times) for method in METHODS), *more]:
+        own, hard = found.runs(method), found.runs(method, times=factor, longer=longer)
         hard = {place: run for place, run in hard.items() if place in own}
         if hard:
-            cells = found.beside(hard, own, AT_LAST)
-            rows.append([method, str(len(hard)), *cells, found.normalised(hard, "last")])
-    return _table(["method", "runs", *(head for head, _, _ in AT_LAST), "beside the base's distance"], rows)
+            cells, rate = found.beside(hard, own, AT_LAST), factor * found.rates[method]
+            rows.append([method, f"{rate:.3g}", str(len(hard)), *cells, found.normalised(hard, "last")])
+    return _table(["method", "rate", "runs", *(head for head, _, _ in AT_LAST), "beside the base's distance"], rows)
 
 
 def tuning(found: Results) -> str:
@@ -262,8 +272,10 @@ def main() -> None:
     found = Results(load(chosen.results), chosen.seeds)
     print(f"### Tuning\n\n{tuning(found)}")
     for pictures in (12, 3, 50):
-        print(f"\n### {pictures} pictures\n\n{at_best(found, pictures)}")
-    print(f"\n### {HIGH} times the best rate\n\n{at_last(found, HIGH, 1)}")
+        more = [(method, 2.0) for method in ("lora", "svd-mean")] if pictures == 12 else []  # others' best rate
+        print(f"\n### {pictures} pictures\n\n{at_best(found, pictures, more)}")
+    print(f"\n### At LoRA's other rate\n\n{at_same_rate(found, 2.0)}")
+    print(f"\n### {HIGH} times the best rate\n\n{at_last(found, HIGH, 1, [('svd-max', HIGH / MEAN)])}")
     print(f"\n### {LONG} times the steps\n\n{at_last(found, 1, LONG)}")
     print(f"\n### By concept\n\n{by_concept(found, chosen.methods)}")
     if chosen.plot:

@@ -19,6 +19,7 @@ from measure import Bench
 from PIL import Image
 from plan import BASE, METHODS, RANK, STEPS, Task
 from rare import teach
+from steep import steepen
 from torch import Tensor
 
 from trilora_core.adapter import TriLoRA
@@ -41,9 +42,9 @@ Numbers = dict[str, float]
 class World:
     """The base with its rare words, the judges, and what every run is measured on."""
 
-    def __init__(self, place: Path) -> None:
-        """`place` keeps what was drawn."""
-        self.bench, self.place = Bench(split, teach), place
+    def __init__(self, place: Path, *, steep: bool = False) -> None:
+        """`place` keeps what was drawn; `steep` is the base with the spectra of steep.py."""
+        self.bench, self.place = Bench(split, _taught_and_steep if steep else teach), place
         self.judges: Judges = load()
         self._captions: dict[str, Tensor] = {}
         self.shown = cache(lambda concept: self.bench.rows(self.bench.data(concept)[0], AT_THE_END))
@@ -124,6 +125,11 @@ class World:
         for text in set(texts) - set(self._captions):
             self._captions[text] = self.bench.encoder.captions([text])[0]["tokens"]
         return torch.stack([self._captions[text] for text in texts])
+
+
+def _taught_and_steep(pipe: Any) -> None:
+    teach(pipe)
+    steepen(pipe)
 
 
 def run_together(world: World, tasks: Sequence[Task]) -> list[dict]:

@@ -40,10 +40,12 @@ async function post(path, body) {
 
 const addressOf = (run, number) => api.apiURL(`/trilora/runs/${encodeURIComponent(run.run)}/previews/${number}`);
 
-/** Show a changed run on the nodes that it belongs to. */
+/** Show a changed run on the nodes that it belongs to, unless they show a later one. */
 function changed(run) {
   for (const [node, panel] of panels) {
-    if (panel.run()?.run !== run.run && !isOf(run, node, rootOf(node))) continue;
+    const shown = panel.run()?.run;
+    // what is heard of an earlier run comes late: the answer to a question after a lost connection
+    if (shown !== run.run && (!isOf(run, node, rootOf(node)) || runs.isBefore(run.run, shown))) continue;
     panel.show(run);
     hideText(node);
   }

@@ -342,6 +342,7 @@ def test_a_loss_that_does_not_move_is_drawn(page: Any) -> None:
     told(page, {"run": "level", "step": 3, "points": [[1, 0.3, 1e-4], [2, off, 1e-4], [3, 0.3, 1e-4]]})
     wait_text(page, "step 3 of 100")
     assert at_step(page, "End").startswith("Step 3: loss 0.3")
+    told(page, {"run": "level", "state": "ended", "ended": "finished"})  # or later tests would ask for it
     assert not ours(page), ours(page)
 
 
@@ -357,10 +358,37 @@ def test_buttons_act_only_while_they_can_and_show_a_refusal(page: Any) -> None:
     assert named["Preview now"].is_disabled() and "preview_prompts" in named["Preview now"].get_attribute("title")
     named["Save now"].click()  # the server knows no such run, and says so
     wait_text(page, "no run 'r1' goes on")
-    page.evaluate("window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
-    wait_text(page, "The server was restarted")
-    assert at_step(page, "End").startswith("Step 2:")
+    told(page, {"state": "ended", "ended": "finished"})
     page.complaints.clear()  # the browser notes every answer of 404
+
+
+def test_after_a_lost_connection_a_panel_keeps_to_its_newest_run(page: Any) -> None:
+    """The server answers for an earlier run of the node last: that it is lost, then that it had ended meanwhile."""
+    lone_node(page)
+    told(page, {"run": "earlier", "step": 3, "points": curve(1, 3)})
+    told(page, {"run": "later", "step": 2, "points": curve(1, 2)})
+    wait_text(page, "step 2 of 100")
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route("**/trilora/runs/earlier", hold)
+    page.route("**/trilora/runs/later", lambda route: route.fulfill(status=404))
+    for ended in ({"status": 404}, {"json": event_of(run="earlier", state="ended", ended="finished", step=3)}):
+        page.evaluate("window.comfyAPI.api.api.dispatchEvent(new CustomEvent('reconnected'))")
+        wait_text(page, "The server was restarted")
+        with page.expect_response("**/trilora/runs/earlier"):
+            held.pop().fulfill(**ended)
+        page.wait_for_timeout(300)  # until the page has read it
+        assert "The server was restarted" in text_of(page) and at_step(page, "End").startswith("Step 2:")
+        told(page, {"run": "earlier", "step": 3})  # as if both went on
+        told(page, {"run": "later", "step": 2})
+        wait_text(page, "step 2 of 100")
+    for run in ("earlier", "later"):
+        told(page, {"run": run, "state": "ended", "ended": "finished"})
+        page.unroute(f"**/trilora/runs/{run}")
+    page.complaints.clear()
 
 
 def test_nodes_show_their_own_runs_in_subgraphs_and_tabs(page: Any) -> None:

@@ -19,10 +19,10 @@ const orderOf = (name, entry) => (name === "previews" ? (entry.pictures.at(-1) ?
 
 /**
  * The store. `fetchJson(path)` gives the parsed answer, or null for 404; `changed(run)` is called after each change.
- * Gives {take(event), adopt(payload), load(id), reload(), list(), get(id)}.
+ * Gives {take(event), adopt(payload), load(id), reload(), get(id), isWhole(id), isBefore(id, other)}.
  */
 export function createRuns(fetchJson, changed) {
-  const runs = new Map();
+  const runs = new Map(); // in the order in which they were last heard of by themselves, not by asking
   const whole = new Set(); // ids whose history since the start is here
   const loading = new Map();
 
@@ -50,7 +50,8 @@ export function createRuns(fetchJson, changed) {
     }
     bound(run);
     whole.add(run.run);
-    keep(run);
+    if (late) runs.set(run.run, run);
+    else keep(run);
     changed(run);
     return run;
   }
@@ -95,9 +96,12 @@ export function createRuns(fetchJson, changed) {
     load,
     /** After the connection was lost: events are missing, so ask again for every run that went on. */
     reload: () => [...runs.values()].filter((run) => run.state !== "ended").forEach((run) => load(run.run)),
-    list: () => [...runs.values()],
     get: (id) => runs.get(id) ?? null,
     isWhole: (id) => whole.has(id),
+    isBefore(id, other) {
+      const order = [...runs.keys()];
+      return order.indexOf(id) < order.indexOf(other);
+    },
   };
 }
 

@@ -137,6 +137,33 @@ def test_intervals_and_steps(world: dict[str, ModuleType]) -> None:
     assert "× 0.50 [0.50, 0.50]" in row
 
 
+def test_beside_lora_at_the_same_rate(world: dict[str, ModuleType]) -> None:
+    """`dora` is best at twice LoRA's best rate, so it is put beside LoRA there, and `svd` at LoRA's own is left out."""
+    plan, report = world["plan"], world["report"]
+    best_at = {"lora": 2e-3, "svd-mean": 2e-3, "svd": 2e-3, "dora": 4e-3}
+    tuned = [
+        _record(method, concept, 100, rate, 1 + abs(math.log2(rate / best)))
+        for method, best in best_at.items()
+        for concept in plan.TUNED_ON
+        for rate in (1e-3, *plan.FIRST_RATES)
+    ]
+    losses = {
+        ("lora", 2e-3): 0.8,
+        ("lora", 4e-3): 0.5,
+        ("svd-mean", 4e-3): 0.4,
+        ("svd", 2e-3): 0.1,
+        ("dora", 4e-3): 0.25,
+    }
+    runs = [
+        _record(method, "ink", 0, rate, 1.0, best=_best(loss), norms={"spikes": 0}, best_step=50)
+        for (method, rate), loss in losses.items()
+    ]
+    lines = report.at_same_rate(report.Results([*tuned, *runs], (0,)), 2.0).splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines[2:]}
+    assert set(rows) == {"svd-mean", "dora"}
+    assert "× 0.80 [0.80, 0.80]" in rows["svd-mean"] and "× 0.50 [0.50, 0.50]" in rows["dora"]
+
+
 def _best(loss: float) -> dict[str, float]:
     return {"test": loss, "shown": loss, "drift": 0.1, "frechet": 1.0, "text": 50.0}
 

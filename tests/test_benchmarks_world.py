@@ -164,6 +164,19 @@ def test_beside_lora_at_the_same_rate(world: dict[str, ModuleType]) -> None:
     assert "× 0.80 [0.80, 0.80]" in rows["svd-mean"] and "× 0.50 [0.50, 0.50]" in rows["dora"]
 
 
+def test_the_end_of_a_run_is_put_beside_its_own_best_or_that_of_another(world: dict[str, ModuleType]) -> None:
+    report = world["report"]
+    runs = [
+        _record(method, "ink", 0, rate, 1.0, best=_best(best), last=_best(last), norms={"spikes": 2})
+        for method, rate, best, last in (("lora", 4e-3, 0.5, 0.5), ("svd", 4e-3, 0.4, 0.4), ("svd", 4e-2, 0.4, 0.8))
+    ]
+    found = report.Results([*_tuned(world["plan"]), *runs], (0,))
+    (own,) = report.at_last(found, [("svd", 10), ("dora", 10)], 1).splitlines()[2:]  # of dora there is no run
+    (other,) = report.at_last(found, [("svd", 10)], 1, "lora").splitlines()[2:]
+    assert own.startswith("| svd | 0.04 | 1 | × 2.00 [2.00, 2.00] | × 1.00 [1.00, 1.00] |")
+    assert other.startswith("| svd | 0.04 | 1 | × 1.60 [1.60, 1.60] | × 0.80 [0.80, 0.80] |")
+
+
 def _best(loss: float) -> dict[str, float]:
     return {"test": loss, "shown": loss, "drift": 0.1, "frechet": 1.0, "text": 50.0}
 

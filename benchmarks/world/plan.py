@@ -150,6 +150,11 @@ STAGES: dict[str, Callable[[Sequence[dict]], list[Task]]] = {
     "high": _compared(MAIN, 12, HARD_SEEDS[:2], "high", times=HIGH),
     "double": _compared(("lora", "svd-mean"), 12, SEEDS, "double", times=2),  # the rate at which others are best
     "matched": _compared(("svd-max",), 12, HARD_SEEDS[:2], "high", times=HIGH / MEAN),
+    # each at ten times the other's best rate, which is twice or half its own
+    "decayed": lambda records: [
+        *_compared(("lora, decay 1",), 12, SEEDS, "high", times=HIGH / 2)(records),
+        *_compared(("svd-mean, decay 1",), 12, SEEDS, "high", times=2 * HIGH)(records),
+    ],
     "few": _compared(MAIN, 3, SEEDS, "few"),
     "many": _compared(MAIN, 50, SEEDS, "many"),
     "long": _compared(MAIN, 12, HARD_SEEDS[:2], "long", longer=LONG),

@@ -12,7 +12,7 @@ import math
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "preserve"), str(HERE.parents[1])]
 from lessons import CONCEPT_NAMES  # noqa: E402
 from plan import BASE, HIGH, LONG, MEAN, METHODS, SEEDS, STEPS, best_rates, tuned  # noqa: E402
 
+TOO_HIGH = [*((method, float(HIGH)) for method in METHODS), ("svd-max", HIGH / MEAN)]  # as if it started as large
+DECAYED = [  # one is best at twice the rate of the other, so both at 0.02 and at 0.04; and at 0.02 without decay
+    *(("lora", HIGH), ("lora, decay 1", HIGH / 2), ("lora, decay 1", HIGH)),
+    *(("svd-mean", HIGH), ("svd-mean, decay 1", HIGH), ("svd-mean, decay 1", 2 * HIGH)),
+]
 RESAMPLED, MARK = 2000, 0.9  # of LoRA's way from the base to its lowest validation loss
 Place = tuple[str, int]  # concept, seed
 Found = tuple[float, float, float]  # mean and interval
@@ -198,14 +203,14 @@ def at_same_rate(found: Results, times: float) -> str:
     return _table(heads, rows)
 
 
-def at_last(found: Results, times: float, longer: int, more: Sequence[tuple[str, float]] = ()) -> str:
-    """Every method at too high a rate or too many steps, and some at other rates, at the end, beside its own best."""
+def at_last(found: Results, wanted: Iterable[tuple[str, float]], longer: int, beside: str | None = None) -> str:
+    """The end of runs at so many times the best rate or steps, beside the best run of the same or of one method."""
     rows = []
-    for method, factor in [*((method, times) for method in METHODS), *more]:
-        own, hard = found.runs(method), found.runs(method, times=factor, longer=longer)
-        hard = {place: run for place, run in hard.items() if place in own}
+    for method, times in wanted:
+        best, hard = found.runs(beside or method), found.runs(method, times=times, longer=longer)
+        hard = {place: run for place, run in hard.items() if place in best}
         if hard:
-            cells, rate = found.beside(hard, own, AT_LAST), factor * found.rates[method]
+            cells, rate = found.beside(hard, best, AT_LAST), times * found.rates[method]
             rows.append([method, f"{rate:.3g}", str(len(hard)), *cells, found.normalised(hard, "last")])
     return _table(["method", "rate", "runs", *(head for head, _, _ in AT_LAST), "beside the base's distance"], rows)
 
@@ -275,8 +280,9 @@ def main() -> None:
         more = [(method, 2.0) for method in ("lora", "svd-mean")] if pictures == 12 else []  # others' best rate
         print(f"\n### {pictures} pictures\n\n{at_best(found, pictures, more)}")
     print(f"\n### At LoRA's other rate\n\n{at_same_rate(found, 2.0)}")
-    print(f"\n### {HIGH} times the best rate\n\n{at_last(found, HIGH, 1, [('svd-max', HIGH / MEAN)])}")
-    print(f"\n### {LONG} times the steps\n\n{at_last(found, 1, LONG)}")
+    print(f"\n### {HIGH} times the best rate\n\n{at_last(found, TOO_HIGH, 1)}")
+    print(f"\n### With weight decay, beside LoRA's best\n\n{at_last(found, DECAYED, 1, 'lora')}")
+    print(f"\n### {LONG} times the steps\n\n{at_last(found, [(method, 1) for method in METHODS], LONG)}")
     print(f"\n### By concept\n\n{by_concept(found, chosen.methods)}")
     if chosen.plot:
         plot(found, chosen.methods, chosen.plot)

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shown", type=int, default=12, help="pictures trained on")
     parser.add_argument("--times", type=float, default=1, help="of the best rate")
+    parser.add_argument("--rate", type=float, help="one for all, in place of so many times the best")
     parser.add_argument("--longer", type=int, default=1, help="times the steps")
     parser.add_argument("--which", choices=("best", "last"), default="best")
     chosen = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
     labels, rows = ["drawn, not learned"], [[test(about)[n][0] for about in CONCEPT_NAMES for n in SHOWN]]
     wanted = {"base": [Task(BASE, about, 12, 0, 0.0, 0) for about in CONCEPT_NAMES]}
     for method in chosen.methods:
-        rate, steps = chosen.times * rates.get(method, 0.0), chosen.longer * STEPS
+        rate, steps = chosen.rate or chosen.times * rates.get(method, 0.0), chosen.longer * STEPS
         wanted[method] = [Task(method, about, chosen.shown, chosen.seed, rate, steps) for about in CONCEPT_NAMES]
     for label, tasks in wanted.items():
         found = row(chosen.place, tasks, "best" if label == "base" else chosen.which)

@@ -127,6 +127,7 @@ def kill_runs(folder: Path, count: int, seed: int) -> Counter[str]:
 
 def killed(parent: Nursery, verb: str, output: Path, draw: random.Random, took: float, *, by_event: bool) -> bool:
     """Start a child and have it killed; whether it was before it ended."""
+    output.with_suffix(".count").unlink(missing_ok=True)  # of the child before, where this one dies before it counts
     if by_event:
         parent.start(f"{verb}:{draw.randint(1, EVENTS)}", output)
         return parent.end() == "dead"

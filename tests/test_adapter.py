@@ -90,6 +90,15 @@ def test_zero_base_weight_starts_sigma_at_one():
     assert make({"a": Target(module)}, rank=2).branches["a"].sigma.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("init", ["svd", "svd-mean"])
+def test_a_base_weight_of_lower_rank_starts_every_sigma_above_zero(init):
+    module = nn.Linear(12, 12)
+    with torch.no_grad():
+        module.weight[2:] = 0
+    sigma = make({"a": Target(module)}, rank=4, init=init).branches["a"].sigma
+    assert float(sigma.detach().min()) > 0.1 * float(sigma.detach().max()), "one at zero would never learn"
+
+
 def test_sigma_cache_follows_the_content_of_the_weight():
     module = nn.Linear(8, 8, bias=False)
     first = make({"a": Target(module)}, rank=2, init="svd").branches["a"].sigma

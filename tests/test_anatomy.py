@@ -28,6 +28,9 @@ TO_Q = "transformer_blocks_0_attn1_to_q"
         ("lora_unet_single_blocks_12_linear1", "flux", Place("single", 12)),
         ("lora_unet_double_blocks_3_img_attn_qkv", "flux", Place("double", 3)),
         ("transformer.transformer_blocks.23.attn.to_q", "sd3", Place("joint", 23)),
+        ("transformer.transformer_blocks.3.attn.to_q", "flux", Place("double", 3)),
+        ("transformer.single_transformer_blocks.37.attn.to_q", "flux", Place("single", 37)),
+        ("lora_unet_joint_blocks_5_x_block_attn_qkv", "sd3", Place("joint", 5)),
         ("something_else", "", Place("other", 0)),
     ],
 )

@@ -34,6 +34,19 @@ def test_a_write_replaces_the_file_and_makes_the_folder(tmp_path):
     assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
 
 
+def test_a_disk_that_cannot_flush_a_folder_has_the_file_all_the_same(tmp_path, monkeypatch):
+    inner = os.fsync
+
+    def flush(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        inner(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write_atomic(tmp_path / "a", lambda path: path.write_text("whole"))
+    assert (tmp_path / "a").read_text() == "whole"
+
+
 def test_ordinary_permissions(tmp_path):
     old = os.umask(0o022)
     try:

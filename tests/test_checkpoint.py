@@ -40,7 +40,7 @@ def test_a_state_of_other_options_is_refused(tmp_path):
 
 def test_foreign_and_broken_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(InputError, match="has state version none, wanted 2"):
+    with pytest.raises(InputError, match="has state version none, wanted 3"):
         load_state(tmp_path / "other", make_run())
     (tmp_path / "broken").write_bytes(b"\x08\0\0\0\0\0\0\0{")
     with pytest.raises(InputError, match="cannot resume from"):

@@ -22,6 +22,7 @@ TEXT = {
         "lora_te1_text_model_encoder_layers_0_self_attn_out_proj": f"text_encoder.{CLIP}.0.self_attn.out_proj",
         "lora_te2_text_model_encoder_layers_31_self_attn_k_proj": f"text_encoder_2.{CLIP}.31.self_attn.k_proj",
         "lora_te2_text_model_encoder_layers_31_mlp_fc2": f"text_encoder_2.{CLIP}.31.mlp.fc2",
+        "lora_te2_text_projection": "text_encoder_2.text_projection",
     },
 }
 

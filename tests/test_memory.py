@@ -114,7 +114,9 @@ def test_the_parts_are_what_they_say():
     found = estimate(run)
     params = sum(parameter.numel() * 4 for parameter in run.trainable.trainable())
     model = sum(parameter.numel() * 4 for parameter in run.denoiser.model.parameters())
-    assert found.parameters == found.gradients == params and found.copies == 2 * params
+    assert found.parameters == found.gradients == params and found.copies == 3 * params
+    averaging = replace(CONFIG, optimizer=OptimizerConfig(name="schedulefree"))
+    assert estimate(make_run(averaging)).copies == 2 * params, "schedule-free keeps a second point beside each"
     assert model <= found.model < model + 4096, "the frozen model, and the few tensors of the batch"
     assert found.total == found.model + found.adapter + found.activations
     half = make_run()

@@ -116,6 +116,41 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
         RunLog(output, 3)
 
 
+class Board:
+    """TensorBoard's writer on a disk that is full."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def add_scalar(self, *_):
+        raise OSError(28, "No space left on device")
+
+    flush = close = lambda self: None
+
+
+@pytest.mark.parametrize("full", ["at_once", "later"])
+def test_a_full_disk_ends_tensorboards_curves_and_no_run(tmp_path, monkeypatch, full):
+    def writer(folder, step):
+        if full == "at_once":
+            raise FileExistsError(17, "File exists")
+        return Board()
+
+    monkeypatch.setattr(runlog, "_summary_writer", writer)
+    output, problems = tmp_path / "a.safetensors", []
+    with RunLog(output, 0, problems.append) as log:
+        log.write("step", 1, {"loss": 0.5})
+        log.write("step", 2, {"loss": 0.5})
+    assert steps_of(output) == [1, 2]
+    assert len(problems) == 1 and problems[0].startswith("TensorBoard's curves end here: ")
+
+
+def test_half_a_character_is_written_as_well_as_can_be(tmp_path):
+    output = tmp_path / "a.safetensors"
+    with RunLog(output, 0) as log:
+        log.write("step", 1, {"names": ["caf\udce9"]})
+    assert steps_of(output) == [1]
+
+
 def test_the_facts_say_what_was_trained_on_what(tmp_path):
     run = make_run(prior=toy_dataset(2, seed=9))
     facts = run_facts(run, tmp_path / "a.safetensors", toy_dataset(3))

@@ -119,14 +119,121 @@ def test_a_requested_stop_goes_on_with_what_is_trained(tmp_path):
 def test_periodic_state_survives_a_crash(tmp_path):
     def crash(step):
         if step.step == 9:
-            raise MemoryError
+            raise SystemExit  # as nothing that is caught on the way: the process ends
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(SystemExit):
         keep(make_run(replace(CONFIG, save_every=4)), tmp_path / "a.safetensors", crash)
     resumed = make_run(replace(CONFIG, save_every=4))
     seen = []
     keep(resumed, tmp_path / "a.safetensors", lambda step: seen.append(step.step), resume=True)
     assert seen[0] == 9
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("a cached picture was removed"), RuntimeError("CUDA error"), OSError("x")]
+)
+def test_any_other_error_keeps_the_work_and_goes_on(tmp_path, error):
+    def break_off(step):
+        if step.step == 9:
+            raise error
+
+    kept, path = [], tmp_path / "a.safetensors"
+    with pytest.raises(type(error)) as caught:
+        keep(make_run(), path, break_off, on_stopped=kept.append)
+    assert caught.value is error and kept == [tmp_path / "a_stopped_at_00009.safetensors"]
+    end = json.loads(log_path(path).read_text(encoding="utf-8").splitlines()[-1])
+    assert end["ended"] == "error" and end["file"] == str(kept[0]) and end["problem"].endswith(str(error))
+    whole, resumed = make_run(), make_run()
+    keep(whole, tmp_path / "whole.safetensors")
+    keep(resumed, path, resume=True)
+    assert same(values(whole), values(resumed))
+
+
+def test_an_error_before_the_first_step_leaves_no_adapter(tmp_path):
+    run = make_run()
+    run.denoiser.predict = None
+    with pytest.raises(TypeError):
+        keep(run, tmp_path / "a.safetensors")
+    assert files(tmp_path) == ["a.log.jsonl"]
+
+
+@pytest.mark.parametrize("steps", [10, 40])
+def test_a_step_that_broke_the_adapter_is_taken_back_at_the_next(tmp_path, steps):
+    """Also where that next one is the last, or Ctrl-C follows."""
+    run = make_run(replace(CONFIG, steps=steps))
+
+    def poison(step):
+        if step.step == 9:
+            with torch.no_grad():
+                run.trainable.trainable()[0].fill_(float("inf"))
+        if step.step == 10 < steps:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "a.safetensors"
+    if steps == 10:
+        keep(run, path, poison)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            keep(run, path, poison)
+        path = tmp_path / "a_stopped_at_00010.safetensors"
+    assert all(layer.svd.s.isfinite().all() for layer in read_adapter(path).layers.values())
+
+
+def test_a_state_with_more_steps_than_wanted_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        keep(make_run(), tmp_path / "a.safetensors", stop_at(13))
+    before = files(tmp_path)
+    with pytest.raises(
+        InputError, match=r"a\.state has done 13 steps, more than the 12 that are wanted; set steps to 13"
+    ):
+        keep(make_run(replace(CONFIG, steps=12)), tmp_path / "a.safetensors", resume=True)
+    assert files(tmp_path) == before
+
+
+def test_a_state_goes_on_with_checkpointing_where_memory_ran_out(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        keep(make_run(), tmp_path / "a.safetensors", stop_at(13))
+    run = make_run(replace(CONFIG, gradient_checkpointing=True))
+    assert keep(run, tmp_path / "a.safetensors", resume=True).steps_done == 40
+
+
+def test_a_state_whose_history_is_damaged_is_named(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        keep(make_run(), tmp_path / "a.safetensors", stop_at(3))
+    monkeypatch.setattr("trilora_core.session.load_state", lambda *_: {"measures": [[1]]})
+    with pytest.raises(InputError, match="is damaged"):
+        keep(make_run(), tmp_path / "a.safetensors", resume=True)
+
+
+def test_a_damaged_adapter_with_a_whole_header_keeps_no_run_from_starting(tmp_path):
+    run, path = make_run(), tmp_path / "a.safetensors"
+    keep(run, path)
+    data = bytearray(path.read_bytes())
+    data[-64:] = b"\xff" * 64  # NaN
+    path.write_bytes(data)
+    assert find_finished(path, run.fingerprint()) is None
+
+
+def test_a_result_counts_though_its_state_cannot_be_kept(tmp_path, monkeypatch):
+    def full(*_):
+        raise InputError("no room")
+
+    monkeypatch.setattr("trilora_core.keeper.save_state", full)
+    problems = []
+    config = replace(CONFIG, monitor=MonitorConfig(keep_state=True))
+    outcome = keep(make_run(config), tmp_path / "a.safetensors", listeners=Listeners(on_problem=problems.append))
+    assert outcome.finished and problems == ["the state was not saved at step 40: no room"]
+
+
+def test_a_kept_adapter_that_cannot_be_deleted_ends_nothing(tmp_path):
+    config = replace(CONFIG, save_every=10, monitor=MonitorConfig(keep_adapters=1))
+
+    def block(step):
+        if step.step == 11:
+            step_path(tmp_path / "a.safetensors", 10).unlink()
+            step_path(tmp_path / "a.safetensors", 10).mkdir()  # no unlink takes it away
+
+    assert keep(make_run(config), tmp_path / "a.safetensors", block).finished
 
 
 def test_divergence_saves_the_last_good_adapter_and_names_it(tmp_path):

@@ -12,6 +12,7 @@ from trilora_core.adapter import TriLoRA
 from trilora_core.batches import Line
 from trilora_core.config import DRAWS, AdapterConfig, LossConfig, OptimizerConfig, TrainConfig
 from trilora_core.data import Dataset
+from trilora_core.errors import InputError
 from trilora_core.protocols import Denoiser
 from trilora_core.recompute import checkpointed
 from trilora_core.runplan import planned, settled
@@ -315,9 +316,19 @@ def test_precisions_train(precision):
     assert run.scaler.is_enabled() == (precision == "fp16")
 
 
+@pytest.mark.parametrize(("own", "precision"), [("float16", "fp32"), ("float16", "bf16"), ("bfloat16", "fp16")])
+def test_a_precision_that_the_model_cannot_be_given_is_refused(own, precision):
+    denoiser = ToyDenoiser()
+    denoiser.compute_dtype = getattr(torch, own)
+    with pytest.raises(InputError, match=f"precision is {precision}, but the model computes in {own}"):
+        make_run(replace(CONFIG, precision=precision), denoiser)
+    assert make_run(denoiser=denoiser).scaler.is_enabled() == (own == "float16")
+
+
 def test_fingerprint_follows_what_the_result_depends_on():
     base = make_run().fingerprint()
     assert base == make_run(replace(CONFIG, save_every=7)).fingerprint()
+    assert base == make_run(replace(CONFIG, gradient_checkpointing=True)).fingerprint(), "the same gradients"
     assert base != make_run(replace(CONFIG, steps=41)).fingerprint()
     assert base != make_run(replace(CONFIG, adapter=AdapterConfig(rank=5))).fingerprint()
     assert make_run().fingerprint(with_steps=False) == make_run(replace(CONFIG, steps=41)).fingerprint(with_steps=False)

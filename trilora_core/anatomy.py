@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import block_of
 from .errors import InputError
 from .fileformat import Adapter
 from .keys import ARCHITECTURES, canonical_stem, is_text
@@ -99,7 +100,6 @@ def anatomy(adapter: Adapter, name: str) -> Anatomy:
 
 _SIDE = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_")
 _TEXT = re.compile(r"lora_te(\d?)_text_model_encoder_layers_(\d+)_")
-_TRANSFORMER = re.compile(r"lora_unet_(double|single)_blocks_(\d+)_|(transformer\.transformer_blocks)\.(\d+)\.")
 _PARTS = ("text", "down", "mid", "up", "joint", "double", "single", "other")
 
 
@@ -107,8 +107,9 @@ def place_of(stem: str, architecture: str) -> Place:
     """The place of a canonical stem; SDXL's names are read as diffusers' first."""
     if found := _TEXT.match(stem):
         return Place("text", int(found[1] or 1), int(found[2]))
-    if found := _TRANSFORMER.match(stem):
-        return Place(found[1] or "joint", int(found[2] or found[4]))
+    group, number = block_of(stem, architecture)
+    if group in ("JOINT", "DOUBLE", "SINGLE"):
+        return Place(group.lower(), number or 0)
     plain = _plain(stem, architecture)
     if plain.startswith("lora_unet_mid_block_"):
         return Place("mid", 0)

@@ -37,7 +37,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         _flush(temporary)
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; an adapter is an ordinary one
         temporary.replace(path)
-        _flush(path.parent)
+        with suppress(OSError):  # the file is there; some network disks cannot flush a folder
+            _flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise refusal(str(path), error) from error
     finally:

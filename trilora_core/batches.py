@@ -16,9 +16,10 @@ from .objective import DRAWS
 from .start import derive_seed
 from .transfer import upload
 
-__all__ = ["Line", "Row", "learned_of", "masks_of", "of_one_shape", "targets_given"]
+__all__ = ["PLAIN", "Line", "Row", "learned_of", "masks_of", "of_one_shape", "targets_given"]
 
-_PLAIN = LossConfig(timesteps="uniform")
+PLAIN = LossConfig(timesteps="uniform")
+"""Times drawn evenly, noise without an offset."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Line:
     """The endless line of looks at one data set; those of a batch weigh `weight` together."""
 
     def __init__(
-        self, data: Dataset, seed: int, batch_size: int, weight: float, domain: str, loss: LossConfig = _PLAIN
+        self, data: Dataset, seed: int, batch_size: int, weight: float, domain: str, loss: LossConfig = PLAIN
     ) -> None:
         """`loss` says how times are drawn and whether noise has an offset; without it: uniformly, without."""
         self._data, self._seed, self._domain, self._loss = data, seed, domain, loss

@@ -118,7 +118,7 @@ class _Text:
 
     def _read_number(self, group: str, numbers: set[int | None]) -> int:
         start = self._at
-        digits = self._take(r"\d+")
+        digits = self._take(r"\d{1,9}")
         if not digits or int(digits) not in numbers:
             self._at = start
             raise self._wrong(f"one of {_span(group, numbers)}")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import Line, Row, of_one_shape
+from .batches import PLAIN, Line, Row, of_one_shape
 from .branch import Target
 from .calibration import Calibration, Facts
-from .config import LayerConfig, LossConfig
+from .config import LayerConfig
 from .data.dataset import Dataset, Sample
 from .errors import InputError
 from .inputs import Inputs
@@ -31,7 +31,6 @@ from .start import derive_seed
 __all__ = ["Progress", "calibrate", "check_calibration", "facts_of"]
 
 LOOKS = 64  # at the training set: the same number of looks at the prior is its least
-_PLAIN = LossConfig(timesteps="uniform")
 _BATCH = 4  # looks at once, without gradients: less memory than a training step of one
 
 Progress = Callable[[int, int], None]  # (looks done, all of them); may raise to stop
@@ -77,13 +76,13 @@ def calibrate(
     """Gather the moments of every chosen layer's input: `facts.looks` looks at `dataset` and at least as many at prior.
 
     `prior` is the conditioning of the prior prompts, each seen on noise of the mean and spread that the training
-    set's latents have. Noise and times are drawn as in training. The model is as it was at every exit.
+    set's latents have. Times are drawn evenly, whatever the training draws. The model is as it was at every exit.
     """
     if not prior:
         raise InputError("there is no prior prompt; give some, or none to have the built-in list")
     targets = denoiser.targets(layers)
     tell, total = progress or (lambda done, all_: None), facts.looks + facts.prior_looks
-    line = Line(dataset, facts.seed, 1, 1.0, "calibration", _PLAIN)
+    line = Line(dataset, facts.seed, 1, 1.0, "calibration", PLAIN)
     latents = _Latents()
     seen = (latents.note(line.batch(number)[0]) for number in range(facts.looks))
     drawn = (latents.row(prior, number, facts.seed) for number in range(facts.prior_looks))
@@ -118,7 +117,7 @@ def check_calibration(
             " choice of layers"
         )
     for stem, target in targets.items():
-        given, wanted = calibration.learned[calibration.inputs[stem]].width, target.base_weight().shape[1]
+        given, wanted = calibration.learned[calibration.inputs[stem]].width, target.shape[1]
         if given != wanted:
             raise InputError(f"the calibration has {given} inputs for {stem}, this model's has {wanted}; calibrate it")
 
@@ -163,7 +162,7 @@ class _Latents:
         drawn = torch.randn(size, generator=generator)
         latents = drawn * spread.view(-1, 1, 1).float() + mean.view(-1, 1, 1).float()
         noise = torch.randn(size, generator=generator)
-        u = DRAWS[_PLAIN.timesteps](1, generator, _PLAIN)
+        u = DRAWS[PLAIN.timesteps](1, generator, PLAIN)
         return Row(Sample(latents, prior[number % len(prior)]), noise, u, 1.0)
 
 

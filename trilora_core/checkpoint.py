@@ -20,7 +20,7 @@ from .train import Run
 
 __all__ = ["goes_on", "load_state", "remove_leftovers", "remove_state", "save_state", "state_path"]
 
-_VERSION = "2"
+_VERSION = "3"
 
 
 def state_path(output: Path) -> Path:
@@ -105,16 +105,14 @@ def _take(path: Path, run: Run, tensors: dict[str, Tensor], values: dict[str, An
 def _check(held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """ValueError for a state whose numbers are none; which tensors an optimizer has is its own affair."""
     for name, tensor in held.items():
-        if name.startswith("optimizer."):
+        if name.startswith("optimizer.") or name == "losses":
             continue
         if name not in tensors or tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
             raise ValueError(f"{name} is missing or of another shape")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values")
-    losses, bad = values["losses"], values["bad"]
-    if not isinstance(losses, list) or not all(loss is None or isinstance(loss, float) for loss in losses):
-        raise ValueError("losses are no numbers")
-    if len(losses) != _steps(values) or not isinstance(bad, int):
+    losses = tensors["losses"]
+    if losses.dtype != held["losses"].dtype or losses.shape != (_steps(values),) or not isinstance(values["bad"], int):
         raise ValueError("the count of its steps does not fit")
 
 

@@ -39,6 +39,7 @@ PRESERVES = ("off", "light", "strong")
 
 _SMALLEST_SIDE = 16  # pixels of a preview
 _LATENT_PIXELS = 8  # of one latent, in each direction
+_DIGITS = 9  # of a rank in letters: Python refuses to read thousands of them
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def parse_rank(rank: int | str) -> int | float:
         if not 0.0 < share <= 1.0:
             raise InputError(f'rank is "{rank}"; wanted "energy:" and a share above 0 and up to 1, such as energy:0.9')
         return share
-    if isinstance(rank, str) and rank.isascii() and rank.isdigit():
+    if isinstance(rank, str) and rank.isascii() and rank.isdigit() and len(rank) <= _DIGITS:
         rank = int(rank)
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InputError(f"rank is {rank!r}; wanted a whole number from 1 up (4 to 64 is usual), or energy:0.9")

@@ -17,7 +17,7 @@ SPELLINGS = ("kohya", "peft")
 # Names of modules that hold an underscore themselves; every other underscore in a flat stem stands for a dot.
 _WORDS = (
     "down_blocks|up_blocks|mid_block|transformer_blocks|time_emb_proj|time_embedding|add_embedding|linear_[12]"
-    "|conv_shortcut|conv_in|conv_out|proj_in|proj_out|to_[qkv]|to_out|text_model|self_attn|[qkv]_proj|out_proj"
+    "|conv_shortcut|conv_in|conv_out|proj_in|proj_out|to_[qkv]|to_out|text_model|self_attn|[qkv]_proj|out_proj|text_projection"
 )
 _WORD = re.compile(rf"({_WORDS})(?=_|$)|([^_]+)")
 _PREFIXES = (

@@ -46,6 +46,11 @@ class Result:
         self._good = [tensor.detach().clone() for tensor in self._parts()]
         self._kept: list[Tensor] | None = None  # the parameters of training, while others are in their place
 
+    @property
+    def copies(self) -> int:
+        """How many times the size of the parameters the copy is: they, and what their mean is made of."""
+        return 1 + (self._ema is not None) + isinstance(self._optimizer, Averaging)
+
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Put what would be saved in place of the parameters; every exit gives them back, bit for bit.

@@ -7,7 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,7 @@ class Keeper:
     on_problem: Callable[[str], None]
     history: History
     log: RunLog
+    closing: bool = False  # the run did what it was to do, and its result is being written
 
     def save_state(self) -> None:
         """Save what a resumed run needs; the log first, which is cut back to the state's step then."""
@@ -128,10 +129,11 @@ class Keeper:
         """Write the adapter of a run that goes on, as "best" or "step"."""
         self._write(path, {"trilora.kept": kept}, finished=False)
 
-    def stopped(self, why: str) -> Path | None:
+    def stopped(self, why: str, problem: str = "") -> Path | None:
         """Save the adapter of a run that ends early, and a state if it may go on; None if nothing was learned."""
+        told = {"problem": problem} if problem else {}
         if self.run.step == 0:
-            self.log.write("end", 0, {"ended": why, "file": None})
+            self.log.write("end", 0, {"ended": why, "file": None} | told)
             return None
         with whole(forget=True):
             self.run.come_back()
@@ -139,9 +141,18 @@ class Keeper:
                 self._try_state()
             path = stopped_path(self.output, self.run.step)
             self._write_result(path, why, finished=False)
-            self.log.write("end", self.run.step, {"ended": why, "file": str(path)})
+            self.log.write("end", self.run.step, {"ended": why, "file": str(path)} | told)
         self.on_stopped(path)
         return path
+
+    def rescue(self, error: Exception) -> None:
+        """Save what can be saved of a run that an unforeseen error ended, which the caller passes on."""
+        if self.closing:  # the result itself could not be written: that was dealt with there
+            return
+        if not self.run.whole:
+            self.run.undo()
+        with suppress(Exception):  # a device that fails at everything now; the first error says more
+            self.stopped("error", f"{type(error).__name__}: {error}")
 
     def _try_state(self) -> None:
         try:
@@ -151,6 +162,7 @@ class Keeper:
 
     def ended(self, *, exhausted: bool) -> tuple[Path | None, str]:
         """Write what a run leaves that did its last step or was asked to stop: the file, and how it ended."""
+        self.closing = True
         if self.run.step == self.run.config.steps:
             return self.finished("steps")
         return self.finished("validation") if exhausted else (self.stopped("stop"), "stop")
@@ -160,7 +172,7 @@ class Keeper:
         with whole(forget=True):
             self._write_result(self.output, why, finished=True)
             if self.run.config.monitor.keep_state:
-                self.save_state()
+                self._try_state()
             else:
                 remove_state(state_path(self.output))
             self.log.write("end", self.run.step, {"ended": why, "file": str(self.output)})

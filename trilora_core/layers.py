@@ -55,6 +55,10 @@ _FLUX: Patterns = (
     ("joint", re.compile(r"lora_unet_double_blocks_\d+_(img|txt)_attn_(qkv|proj)")),
     ("joint", re.compile(r"lora_unet_single_blocks_\d+_linear[12]")),
     ("ff", re.compile(r"lora_unet_double_blocks_\d+_(img|txt)_mlp_[02]")),
+    # diffusers' names, which cut q, k and v apart
+    ("joint", re.compile(r"transformer\.(single_)?transformer_blocks\.\d+\.attn\.\w+(\.0)?")),
+    ("joint", re.compile(r"transformer\.single_transformer_blocks\.\d+\.proj_(mlp|out)")),
+    ("ff", re.compile(r"transformer\.transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)")),
 )
 # CLIP's layers; its embeddings and the projection of its pooled caption stay as they are.
 _CLIP = r"text_model_encoder_layers_(?P<layer>\d+)_"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,8 @@ class Milestones:
         self.history.adapters = kept[-count:]
         for step in kept[:-count]:
             if step not in self.history.saved:
-                step_path(self.output, step).unlink(missing_ok=True)
+                with suppress(OSError):  # open in another program, say: one file too many costs nothing
+                    step_path(self.output, step).unlink(missing_ok=True)
 
     def _save(self) -> None:
         """Keep the adapter of this step and the resumable state, because someone asked for them."""

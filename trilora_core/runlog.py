@@ -22,7 +22,8 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ class RunLog:
         self._last = ("", step)  # event and step of the last line
         old = _lines_until(self._path, step) if step else []
         write_atomic(self._path, lambda path: _fill(path, "".join(old)))
-        self._board = _summary_writer(tensorboard_folder(output), step)
+        self._board: Any = None
+        with self._drawing():
+            self._board = _summary_writer(tensorboard_folder(output), step)
 
     def __enter__(self) -> RunLog:
         return self
@@ -81,8 +84,9 @@ class RunLog:
         if error is not None and event != "end":
             self.write("end", step, {"ended": "error", "problem": f"{type(error).__name__}: {error}"})
         self.flush()
-        if self._board is not None:
-            self._board.close()
+        with self._drawing():
+            if self._board is not None:
+                self._board.close()
 
     def write(self, event: str, step: int, facts: Mapping[str, Any]) -> None:
         """Add a line."""
@@ -90,17 +94,16 @@ class RunLog:
         line = {"event": event, "step": step, **facts}
         self._waiting.append(json.dumps(finite(line), ensure_ascii=False, allow_nan=False) + "\n")
         if self._board is not None and event in ("step", "measure", "spectrum"):
-            for name, value in facts.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    self._board.add_scalar(name, value, step)
+            self._draw(step, facts)
         if time.monotonic() - self._flushed >= _SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Bring all lines to the file, or keep them until the next time."""
         self._flushed = time.monotonic()
-        if self._board is not None:
-            self._board.flush()
+        with self._drawing():
+            if self._board is not None:
+                self._board.flush()
         if not self._waiting:
             return
         try:
@@ -111,6 +114,21 @@ class RunLog:
                 self._on_problem(str(refusal(f"the log {self._path}", error)))
         else:
             self._waiting.clear()
+
+    def _draw(self, step: int, facts: Mapping[str, Any]) -> None:
+        with self._drawing():
+            for name, value in facts.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """What TensorBoard's files cannot take, on a full disk say, is told once and ends them; the run goes on."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            self._on_problem(f"TensorBoard's curves end here: {error.strerror or error}; the log goes on")
 
 
 def run_facts(run: Run, output: Path, held_out: Dataset | None) -> dict[str, Any]:
@@ -167,7 +185,7 @@ def _fill(path: Path, text: str) -> None:
 def _append(path: Path, text: str) -> None:
     """Add text to a file, all of it or nothing."""
     with path.open("ab", buffering=0) as file:  # a buffer would write its rest once more when it is closed
-        before, left = file.tell(), memoryview(text.encode("utf-8"))
+        before, left = file.tell(), memoryview(text.encode("utf-8", "replace"))  # a name may hold half a character
         try:
             while left:
                 left = left[file.write(left) :]

@@ -75,6 +75,7 @@ def run_fingerprint(
     """
     options, watch = asdict(config), config.monitor
     del options["save_every"], options["epochs"], options["monitor"]  # the steps that epochs make are there
+    del options["gradient_checkpointing"]  # the same gradients: where memory ran out, a resumed run may turn it on
     if config.preserve.base == "off":
         del options["preserve"]  # its prompts are not used
     else:

@@ -25,7 +25,7 @@ CURVES: dict[str, Callable[[float], float]] = {
     "ease out": lambda t: t * (2 - t),
     "ease in and out": lambda t: (1 - math.cos(math.pi * t)) / 2,
 }
-_STEP = re.compile(r"\s*(?P<rank>\d+|all)\s*@\s*(?P<start>\d*\.?\d+|\d+\.)\s*", re.IGNORECASE)
+_STEP = re.compile(r"\s*(?P<rank>\d{1,9}|all)\s*@\s*(?P<start>\d*\.?\d+|\d+\.)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

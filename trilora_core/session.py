@@ -58,9 +58,9 @@ def find_finished(output: Path, fingerprint: str) -> Outcome | None:
         steps = int(metadata["ss_steps"])
         losses = [float(value) for value in metadata.get("trilora.losses", "").split()]
         history = History.load(read_json(metadata.get("trilora.history", "{}")))
+        return outcome_of(output, output, history, losses, steps, metadata.get("trilora.ended", "steps"))
     except (AttributeError, KeyError, TypeError, ValueError):  # InputError is a ValueError
         return None
-    return outcome_of(output, output, history, losses, steps, metadata.get("trilora.ended", "steps"))
 
 
 def train_to_file(
@@ -81,11 +81,12 @@ def train_to_file(
 
     `on_step` hears of every step and may raise one of `interrupts`: what was trained so far is then written under the
     name of `stopped_path`, with a state to resume from beside it, and the exception goes on. The same holds for a run
-    that diverges, loses another process of its crew or runs out of its device's memory; `on_stopped` hears where the
-    file is. In a crew this is for the first process, the others accompany it (companion.py). `held_out` is what
-    `monitor.split` held out of the run's pictures, `previewer` draws with the run's model. Beside the adapter lies the
-    log of the run, and whatever else `run.config.monitor` asks for. Raises InputError when the file cannot be written
-    or something is missing that the options need, before anything is trained.
+    that diverges, loses another process of its crew, runs out of its device's memory or meets any other error;
+    `on_stopped` hears where the file is. In a crew this is for the first process, the others accompany it
+    (companion.py). `held_out` is what `monitor.split` held out of the run's pictures, `previewer` draws with the run's
+    model. Beside the adapter lies the log of the run, and whatever else `run.config.monitor` asks for. Raises
+    InputError when the file cannot be written or something is missing that the options need, before anything is
+    trained.
     """
     check_name(output)
     check_writable(output.parent)
@@ -93,7 +94,7 @@ def train_to_file(
     _check_watch(run, held_out, previewer)
     remove_leftovers(output)
     state = state_path(output)
-    history = History.load(load_state(state, run) if resume and state.is_file() else {})
+    history = _resumed(run, state) if resume and state.is_file() else History()
     monitor = None if held_out is None else Monitor(run, held_out)  # asks the base, so before the adapter is attached
     with RunLog(output, run.step, listeners.on_problem) as log:
         log.write("start", run.step, run_facts(run, output, held_out))
@@ -131,7 +132,24 @@ def train_to_file(
             log.write("step", error.step.step, _facts(error.step))
             path = keep.stopped("diverged")
             raise TrainingDiverged(f"{error}. Saved: {path}" if path else str(error), error.step) from error
+        except Exception as error:  # a picture gone from the cache, a driver's error: the work is worth as much then
+            keep.rescue(error)
+            raise
         return keep.outcome(path, why)
+
+
+def _resumed(run: Run, state: Path) -> History:
+    """Bring a run to where its state is; what it knew of the time before."""
+    beside = load_state(state, run)
+    if run.step > run.config.steps:
+        raise InputError(
+            f"{state} has done {run.step} steps, more than the {run.config.steps} that are wanted; set steps to"
+            f" {run.step} or more, or train without resume to start anew"
+        )
+    try:
+        return History.load(beside)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"the state {state} is damaged ({error!r}); train without resume to start anew") from error
 
 
 def _bytes_of(run: Run, dtype: torch.dtype) -> int:
@@ -139,7 +157,8 @@ def _bytes_of(run: Run, dtype: torch.dtype) -> int:
     parameters = run.trainable.trainable()
     own = sum(parameter.nbytes for parameter in parameters)
     optimizer = expected_state(run.trainable, run.config.optimizer)
-    return sum(parameter.numel() for parameter in parameters) * dtype.itemsize + 2 * own + optimizer
+    kept = run.copies + 1 + bool(run.config.ema)  # and the parameters, and their mean
+    return sum(parameter.numel() for parameter in parameters) * dtype.itemsize + kept * own + optimizer
 
 
 def _check_watch(run: Run, held_out: Dataset | None, previewer: Previewer | None) -> None:

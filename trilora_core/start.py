@@ -104,6 +104,7 @@ def _layer_rank(weight: Tensor, config: AdapterConfig) -> int:
 _SIGMA_CACHE: dict[tuple[object, ...], Tensor] = {}
 
 
+_NOTHING = 1e-6  # of the largest singular value: rounding of a direction that is not there
 _SIGMA_CACHE_LIMIT = 8192  # layers; a few kilobytes each at most
 
 
@@ -111,6 +112,8 @@ def _start_sigma(weight: Tensor, rank: int, init: str) -> Tensor:
     values = torch.ones(rank) if init == "ones" else _cached_singular_values(weight, rank)
     if not values.any():  # a zero W0 says nothing about scale; Σ = 0 beside up = 0 would never learn
         return torch.ones(rank)
+    alive = values > values[0] * _NOTHING  # nor would the directions that a W0 of lower rank does not have
+    values = torch.where(alive, values, values[alive].mean())
     return SIGMA_INITS[init](values, weight).float().cpu().clone()  # the cached values are not to be trained
 
 

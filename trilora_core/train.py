@@ -23,7 +23,7 @@ from .ema import Result
 from .fileformat import Adapter
 from .objective import min_snr_weights, mse_per_sample
 from .optim import check_optimizer, load_optimizer_state, make_optimizer, optimizer_state, rate_at, set_rate
-from .precision import DTYPES, autocast
+from .precision import DTYPES, autocast, check_precision
 from .preserve import Kept, KeptLine, check_kept
 from .protocols import Denoiser, TextEncoder
 from .runplan import check_text, data_hash, run_fingerprint, settled, targets_of
@@ -88,8 +88,8 @@ class Run:
         `text` are the model's text encoders where the options train them too, `kept` what the base predicts besides
         where they ask to preserve it. In a `crew` this process takes its share of every batch, which is that of all;
         `at_once` limits the pictures of a forward where the share is larger than that, 0: it does not. Raises
-        InputError where something is to be trained or preserved and missing, or a data set holds no captions but only
-        what was encoded of them.
+        InputError where something is to be trained or preserved and missing, a data set holds no captions but only
+        what was encoded of them, or the model cannot be given the wanted precision.
         """
         config = settled(config, denoiser.prediction_type)
         check_text(config, text, [dataset] if prior is None else [dataset, prior])
@@ -124,6 +124,7 @@ class Run:
         self._preview = False
         self._device = adapter.trainable()[0].device
         own = [denoiser.compute_dtype] if text is None else [denoiser.compute_dtype, text.compute_dtype]
+        check_precision(config.precision, own)
         half = torch.float16 in [DTYPES.get(config.precision, dtype) for dtype in own]
         # 1024 keeps fp16 gradients of a mean loss clear of underflow without overflowing at once
         self.scaler = torch.amp.GradScaler(self._device.type, init_scale=1024.0, enabled=half)
@@ -159,6 +160,11 @@ class Run:
     def device(self) -> torch.device:
         """Where the adapter is, and the model computes."""
         return self._device
+
+    @property
+    def copies(self) -> int:
+        """How many times the size of the trained parameters is kept of what the last good step found."""
+        return self._result.copies
 
     def targets(self) -> dict[str, Target]:
         """The layers that are adapted, by canonical file stem."""
@@ -218,11 +224,11 @@ class Run:
         moments, numbers = optimizer_state(self.optimizer)
         tensors |= {f"parameter.{name}": p.detach() for name, p in self.trainable.named_parameters()}
         tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)  # as JSON, a million would be 20 MB
         values = {
             "step": self.step,
             "optimizer": numbers,
             "ema": updates,
-            "losses": [loss if math.isfinite(loss) else None for loss in self.losses],
             "bad": self._bad,
             "scaler": self.scaler.state_dict(),
             "processes": self.crew.size,
@@ -241,7 +247,7 @@ class Run:
         moments = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         load_optimizer_state(self.optimizer, moments, values["optimizer"])
         self.step = values["step"]
-        self.losses = [math.nan if loss is None else loss for loss in values["losses"]]
+        self.losses = tensors["losses"].tolist()
         self._bad = values["bad"]
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
@@ -257,6 +263,8 @@ class Run:
             self._backward_penalty()  # the same in every process of a crew
         loss, norm = self._clip(total)
         dropped = _why_drop(loss, norm)
+        if dropped and not all(bool(p.isfinite().all()) for p in self.trainable.trainable()):
+            self._result.go_back()  # the step before broke them, and this may be the last one
         if not dropped:
             self._result.keep()  # what the step makes of the parameters is not yet proven
             self.whole = False
@@ -358,5 +366,5 @@ def _why_drop(loss: float, norm: float) -> str:
 def _diverged(step: int, why: str) -> str:
     return (
         f"step {step}: {why}, the {_BAD_STEPS}rd step in a row without a usable gradient; the run was stopped and the"
-        " adapter kept as its last good step found it. Lower learning_rate, or set precision to bf16 or fp32"
+        " adapter kept as its last good step found it. Lower learning_rate, or have the model compute in bf16 or fp32"
     )

@@ -234,7 +234,7 @@ def test_a_damaged_state_leaves_the_run_as_it_was(tmp_path):
     header, body = split(path.read_bytes())
     state = json.loads(header["__metadata__"]["trilora.state"])
     before = {name: tensor.clone() for name, tensor in run.state()[0].items()}
-    for changes in ({"step": -1}, {"losses": [0.1]}, {"optimizer": 3}, {"bad": None}, {"ema": "x"}):
+    for changes in ({"step": -1}, {"step": 1}, {"optimizer": 3}, {"bad": None}, {"ema": "x"}):
         told = header["__metadata__"] | {"trilora.state": json.dumps(state | changes)}
         path.write_bytes(joined({**header, "__metadata__": told}, body))
         if "ema" not in changes:  # not read by a run without one

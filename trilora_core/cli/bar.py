@@ -85,6 +85,12 @@ def train_with_bar(
     except OUT_OF_MEMORY as error:
         make_room(run, error)
         raise InputError(out_of_memory(run, estimate, kept[0] if kept else None)) from error
+    except InputError as error:
+        raise InputError(f"{error}; {_where(run, kept)}" if kept else str(error)) from error
+    except Exception:
+        if kept:
+            bar.write(_where(run, kept), file=sys.stderr)
+        raise
     finally:
         bar.close()
 

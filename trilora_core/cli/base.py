@@ -40,13 +40,17 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def load_base(path: str, device: torch.device, base_dtype: str) -> Any:
-    """Load the pipeline at `path`, silently; raises InputError when it or a needed package is not there."""
+def load_base(path: str, device: torch.device, base_dtype: str, precision: str = "auto") -> Any:
+    """Load the pipeline at `path`, silently; raises InputError when it or a needed package is not there.
+
+    Where `base_dtype` is "auto", a GPU's weights are in the format of `precision`, which could not change fp16 ones.
+    """
     absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         raise InputError(f'this needs {", ".join(absent)}, not installed; run: pip install -e ".[standalone]"')
     _quieten()
-    return load_pipeline(path, device=device, dtype=DTYPES.get(base_dtype))
+    wanted = precision if base_dtype == "auto" and device.type != "cpu" else base_dtype
+    return load_pipeline(path, device=device, dtype=DTYPES.get(wanted))
 
 
 def own_resolution(pipe: Any) -> int:

@@ -31,8 +31,8 @@ def add_calibration_options(parser: OneLineParser) -> None:
         group,
         "--calibrate",
         "calibration.make",
-        "look through pictures and prior prompts before the first step, about as long as 20 steps take, and keep what"
-        " was found as NAME.calibration.safetensors; one that is there already is taken if it fits",
+        "look through pictures and prior prompts before the first step, about as long as 20 steps of 4 pictures, and"
+        " keep what was found as NAME.calibration.safetensors; one that is there already is taken if it fits",
     )
     option(
         group,

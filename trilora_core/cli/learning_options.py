@@ -32,8 +32,9 @@ def _add_preserve(parser: OneLineParser) -> None:
         group,
         "--preserve-base",
         "preserve.base",
-        "hold on to what the base model draws for other captions: light costs little of what is learned, strong holds"
-        " twice as much; needs no pictures, and up to a third more time per step"
+        "hold on to what the base model draws for other captions: light costs little of what is learned, strong"
+        " leaves about half as much change, and learns a style less closely; needs no pictures, and up to a"
+        " third more time per step"
         f" (default: {TrainConfig().preserve.base})",
         choices=PRESERVES,
     )

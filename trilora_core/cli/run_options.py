@@ -155,7 +155,7 @@ def _add_result(parser: OneLineParser) -> None:
         group,
         "--base-dtype",
         "base_dtype",
-        "number format of the base model's weights (default: auto, fp32 on the CPU and fp16 on a GPU)",
+        "number format of the base model's weights (default: auto, fp32 on a CPU; on a GPU as --precision, else fp16)",
         choices=("auto", *DTYPES),
     )
 

@@ -180,7 +180,7 @@ def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Ada
 
 def _load(options: RunOptions, store: CountedStore, crew: Processes) -> _Material:
     device = choose_device(crew.device(options.device))
-    pipe = load_base(options.model, device, options.base_dtype)
+    pipe = load_base(options.model, device, options.base_dtype, launched_precision(options.train).precision)
     data = options.data
     if options.own_resolution:
         data = dataclasses.replace(data, resolution=own_resolution(pipe))

@@ -27,7 +27,7 @@ class TriLoRACalibrate(io.ComfyNode):
             category=CATEGORY,
             description="Looks at what the layers of the model see on the data set and on prompts of other things. "
             "Training with init = contrast starts from the difference, and Merge by RegMean weighs by it. Takes "
-            "about as long as 20 training steps, and is kept in models/loras/trilora for the next time.",
+            "about as long as 20 training steps of 4 pictures, and is kept in models/loras/trilora for the next time.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to train for. It is not changed."),
                 DatasetSocket.Input(

@@ -193,6 +193,6 @@ class TriLoRADatasetFromLatents(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any, conditioning: Any, trigger_word: Any = ("",)) -> io.NodeOutput:
         """Pair pictures and captions."""
-        data = data_of_latents(latents, conditioning, trigger_word[0])
+        data = data_of_latents(latents, conditioning, trigger_word[0] if trigger_word else "")
         announce_data(cls.hidden.unique_id, data)
         return io.NodeOutput(DatasetValue(data))

@@ -9,8 +9,9 @@ from comfy_api.latest import io
 from ..trilora_core.config import LAYERS, LayerConfig
 from ..trilora_core.errors import InputError
 from ..trilora_core.extract import ExtractConfig, extract
+from .host.compute import algebra_device
 from .host.events import announce, reporter
-from .host.weights import HostWeights, device
+from .host.weights import HostWeights
 from .sockets import CATEGORY, AdapterSocket
 
 __all__ = ["ExtractTriLoRA"]
@@ -68,7 +69,7 @@ class ExtractTriLoRA(io.ComfyNode):
             ],
             outputs=[
                 AdapterSocket.Output(display_name="trilora", tooltip="To Apply, Save, Resize or Merge TriLoRA."),
-                io.String.Output(display_name="report", tooltip="How near the adapter comes, and its worst layers."),
+                io.String.Output(display_name="report", tooltip="How near the adapter comes, in all and by layer."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -89,7 +90,7 @@ class ExtractTriLoRA(io.ComfyNode):
         tuned, base = HostWeights(model_tuned, clip_tuned), HostWeights(model_base, clip_base)
         config = ExtractConfig(rank, energy, LayerConfig(layers))
         progress = reporter(cls.hidden.unique_id, "layer")
-        adapter, report = extract(tuned, base, config, device=device(), progress=progress)
+        adapter, report = extract(tuned, base, config, device=algebra_device(), progress=progress)
         announce(cls.hidden.unique_id, report.text())
         return io.NodeOutput(adapter, report.text(worst=len(report.layers)))
 

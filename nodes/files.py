@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..trilora_core.card import adapter_card
+from ..trilora_core.checks import one_of
 from ..trilora_core.cover import to_picture, with_cover, write_preview
 from ..trilora_core.fileformat import Adapter, read_adapter, write_adapter
 from ..trilora_core.metadata import describe
@@ -60,6 +61,7 @@ class SaveTriLoRA(io.ComfyNode):
         cls, trilora: Adapter, filename_prefix: str, dtype: str, cover: torch.Tensor | None = None
     ) -> io.NodeOutput:
         """Write the file, with its cover, and say where."""
+        one_of("dtype", dtype, tuple(DTYPES))  # over a link anything may come
         path = numbered_file(filename_prefix)
         if cover is None:
             write_adapter(path, trilora, dtype=DTYPES[dtype])

@@ -148,9 +148,9 @@ def preserve_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Hold on to what the model draws for other prompts. light and strong: the model is asked once, "
             "before training, what it makes of other captions, and is kept to it while it learns; no pictures are "
-            "needed, a step takes up to a third longer. light costs little of what is learned; strong holds twice as "
-            "much and learns a style less closely. Needs the clip of the data set. Without it, a style or a subject "
-            "seeps into every picture.",
+            "needed, a step takes up to a third longer. light costs little of what is learned; strong leaves about "
+            "half as much change, and learns a style less closely. Needs the clip of the data set. Without it, a style "
+            "or a subject seeps into every picture.",
         ),
         io.String.Input(
             "preserve_prompts",

@@ -77,7 +77,7 @@ class MergeTriLoRA(io.ComfyNode):
             [weight_a, weight_b],
             method=method,
             options=MergeOptions(rank, keep_energy, density, seed, prior_weight),
-            calibrations=given if METHODS[method].calibrated else (),
+            calibrations=given if method in METHODS and METHODS[method].calibrated else (),
             device=algebra_device(),
             progress=reporter(cls.hidden.unique_id, "layer"),
         )

@@ -105,6 +105,8 @@ class TriLoRAOptimizerOptions(io.ComfyNode):
         adapter = replace(base.adapter, init=init, method=method, alpha=alpha or None, companion_rank=companion_rank)
         if rank_energy > 0.0:
             adapter = replace(adapter, rank=f"energy:{rank_energy:g}")
+        elif isinstance(adapter.rank, str):  # the energy of a node before this one
+            adapter = replace(adapter, rank=TrainConfig().adapter.rank)
         moves = replace(
             base.optimizer,
             name=optimizer,
@@ -187,11 +189,11 @@ def _optimizer_inputs() -> list[io.Input]:
             "weight_decay",
             default=0.01,
             min=0.0,
-            max=1.0,
+            max=100.0,
             step=0.001,
             round=False,
             tooltip="Pull of the up and down factors towards 0; the singular values are never decayed. "
-            "More if the result copies its pictures.",
+            "More if the result copies its pictures or changes too much else.",
         ),
         io.Float.Input(
             "clip_norm",
@@ -217,8 +219,9 @@ def _run_inputs() -> list[io.Input]:
             "precision",
             options=list(PRECISIONS),
             default="auto",
-            tooltip="Number format of the forward pass. auto: as the model computes by itself. bf16: fast on recent "
-            "cards. fp16: for cards without bf16. fp32: exact and slow.",
+            tooltip="Number format of the forward pass. auto: as the model computes by itself. bf16, fast on recent "
+            "cards, and fp16 lower a model that computes in fp32; fp32 makes sure that one does. A model that computes "
+            "in fp16 or bf16 is changed by ModelComputeDtype behind its loader.",
         ),
         io.Boolean.Input(
             "gradient_checkpointing",

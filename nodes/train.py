@@ -11,6 +11,7 @@ from ..trilora_core.calibration import Calibration
 from ..trilora_core.config import TrainConfig
 from ..trilora_core.fileformat import Adapter
 from .host.patching import apply
+from .host.paths import state_fingerprint
 from .host.run import train_in_host
 from .sockets import CATEGORY, AdapterSocket, CalibrationSocket, DatasetSocket, DatasetValue, OptionsSocket
 
@@ -114,6 +115,11 @@ class TrainTriLoRA(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """Run again where a run was stopped and kept: what `resume` goes on from is then an input too."""
+        return state_fingerprint(inputs.get("name")) if inputs.get("resume") is not False else ""
 
     @classmethod
     def execute(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_management
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...trilora_core.branch import Target
@@ -16,6 +18,8 @@ from ...trilora_core.transfer import upload
 from . import models
 
 __all__ = ["HostDenoiser"]
+
+NO_BACKWARD = ("sage_attention_enabled", "flash_attention_enabled", "comfy_kitchen_attention_enabled")
 
 
 class HostDenoiser:
@@ -103,6 +107,8 @@ class HostDenoiser:
         conds = {name: first.concat([other[name] for other in encoded[1:]]) for name, first in encoded[0].items()}
         options = dict(self.patcher.model_options.get("transformer_options", {}))  # the host's models write into it
         options |= {"cond_or_uncond": [0] * len(encoded), "sigmas": sigmas}
+        if "optimized_attention_override" in options or _attention_has_no_backward():
+            options["optimized_attention_override"] = _differentiable
         return self.model.apply_model(noisy, sigmas, transformer_options=options, **conds)
 
     def _model_conds(self, entry: Any, sample: Tensor) -> dict[str, Any]:
@@ -121,6 +127,16 @@ class HostDenoiser:
             )
         if len(cond) != latents.shape[0]:
             raise InputError(f"{latents.shape[0]} latents came with {len(cond)} conditions; give one for each")
+
+
+def _attention_has_no_backward() -> bool:
+    """Whether the host was started with an attention that is made for sampling: it cuts gradients off, or fails."""
+    return any(getattr(comfy.model_management, name, bool)() for name in NO_BACKWARD)
+
+
+def _differentiable(_chosen: Any, *args: Any, **given: Any) -> Tensor:
+    """Torch's attention in place of the one that the host, or a node before this one, has chosen."""
+    return attention_pytorch(*args, **given)
 
 
 def _affine(sampling: Any, sigmas: Tensor, ndim: int) -> tuple[Tensor, Tensor]:

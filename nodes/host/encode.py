@@ -22,6 +22,8 @@ class HostEncoder:
     """The Encoder protocol over a host's CLIP and VAE; everything that it returns may be used in training."""
 
     def __init__(self, clip: Any, vae: Any) -> None:
+        if vae is not None and getattr(vae, "first_stage_model", None) is None:
+            vae = None  # what newer hosts make of a checkpoint without one
         if clip is None or vae is None:
             missing = "clip" if clip is None else "vae"
             raise InputError(

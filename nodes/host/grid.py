@@ -25,6 +25,7 @@ __all__ = ["Source", "draw_grid", "sources", "step_sources"]
 
 # what Train puts behind the name of a run's file
 SUFFIXES = re.compile(r"_(best|step_\d+|stopped_at_\d+(_\d+)?)$")
+DIGITS = 9  # of a number of steps: Python refuses to read thousands of them
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def step_sources(adapters: Sequence[Adapter]) -> list[Source]:
             )
         first = f"{source.name}\n" if len(adapters) > 1 else ""
         steps = adapter.metadata.get("ss_steps", "")
-        kept.pop(int(steps) if steps.isdecimal() else -1, None)  # the adapter itself
+        kept.pop(int(steps) if steps.isdecimal() and len(steps) <= DIGITS else -1, None)  # the adapter itself
         found += [Source(f"{first}step {step}", path) for step, path in kept.items()]
         found.append(Source(f"{first}step {steps}" if steps.isdecimal() else source.name, adapter))
     return found

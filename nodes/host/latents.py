@@ -28,6 +28,8 @@ def data_of_latents(latents: Sequence[Mapping[str, Any]], conditioning: Sequence
     """
     pictures = [picture for number, latent in enumerate(latents) for picture in _pictures(latent, number + 1)]
     entries = _entries([len(latent["samples"]) for latent in latents], conditioning)
+    if not pictures:
+        raise InputError("the list of latents is empty; connect pictures that are encoded, such as those of VAE Encode")
     side = max(max(picture.shape[-2:]) for picture, _ in pictures) * PIXELS
     return load_tensors(
         [picture for picture, _ in pictures],

@@ -168,7 +168,9 @@ _BARE: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 def bare_fingerprint(patcher: Any) -> str:
     """The fingerprint of the model as it was loaded, without what other nodes have put onto it; found once a model."""
     if patcher.model not in _BARE:
-        schedule = _schedule(patcher.model.model_sampling)
+        # the model's own, also while another node's stands in its place
+        sampling = patcher.object_patches_backup.get("model_sampling", patcher.model.model_sampling)
+        schedule = _schedule(sampling)
         _BARE[patcher.model] = fingerprint_modules([*unpatched_weights(patcher), schedule])
     return _BARE[patcher.model]
 

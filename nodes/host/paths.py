@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from glob import escape
 from pathlib import Path
 
 import folder_paths
@@ -33,6 +34,7 @@ __all__ = [
     "numbered_file",
     "output_folder",
     "prior_folder",
+    "state_fingerprint",
     "unique_file",
 ]
 
@@ -64,9 +66,11 @@ def dataset_folder(name: str) -> Path:
         raise InputError(f"folder is {name!r:.80}; wanted a name. {_how_to_add()}")
     if name == NO_FOLDER:
         raise InputError(f"there is no folder of pictures yet. {_how_to_add()}")
-    registered = name.endswith(SUFFIX)
-    for root in _registered_roots() if registered else [_input_root()]:
-        folder = _inside(root, name.removesuffix(SUFFIX))
+    places = [(_input_root(), name)]  # whose folders may end in what marks registered ones, too
+    if name.endswith(SUFFIX):
+        places = [(root, name.removesuffix(SUFFIX)) for root in _registered_roots()] + places
+    for root, below in places:
+        folder = _inside(root, below)
         if folder is not None and os.path.isdir(folder):  # False where the name is too long, too
             return folder
     raise InputError(f'there is no folder "{name}" (links that lead elsewhere do not count). {_how_to_add()}')
@@ -104,7 +108,10 @@ def lora_file(name: str) -> Path:
         raise InputError(
             f'the LoRA file "{name}" is not in models/loras; choose one from the list (press R to refresh)'
         )
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise InputError(f'the LoRA file "{name}" is a link to a file that is not there; choose another one')
+    return Path(path)
 
 
 def kept_files(name: str) -> dict[int, Path]:
@@ -193,10 +200,22 @@ def lora_fingerprint(name: str | None) -> str:
     return _fingerprint(lora_file, name, [Path(root) for root in folder_paths.get_folder_paths("loras")])
 
 
+def state_fingerprint(name: str | None) -> str:
+    """Hash the facts of the states that runs of this name left, of all where it is not known (None). Never raises."""
+    folder, stem = _loras_root() / OUTPUT, "" if name is None else escape(str(name))
+    try:
+        states = sorted((path.name, path.stat()) for path in folder.glob(f"{stem}*.state"))
+    except (OSError, ValueError) as error:  # a name that no file can have: the node's own run refuses it
+        return str(error)
+    told = "".join(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n" for file, facts in states)
+    return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+
+
 def _fingerprint(resolve: Callable[[str], Path], name: str | None, roots: list[Path]) -> str:
     digest = hashlib.sha256()
     try:
-        for place in roots if name is None else [resolve(name)]:
+        # a root that is not there yet may not hide what changes below the others
+        for place in [root for root in roots if root.exists()] if name is None else [resolve(name)]:
             for file, facts in [(str(place), place.stat())] if place.is_file() else _files(str(place)):
                 told = f"{file}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ctime_ns}\n"
                 digest.update(told.encode(errors="surrogatepass"))

@@ -93,9 +93,9 @@ class Reporter:
 
         return Listeners(self._measure, self._draw, self.problem, self._look, begin, self._save)
 
-    def telling(self, previewer: Previewer | None) -> Previewer | None:
-        """The previewer, which says that it draws before it does."""
-        return None if previewer is None else _Telling(previewer, self._draws)
+    def telling(self, previewer: Previewer | None, after: Callable[[], None]) -> Previewer | None:
+        """The previewer, which says that it draws before it does, and calls `after` when it has or has failed."""
+        return None if previewer is None else _Telling(previewer, self._draws, after)
 
     def step(self, step: Step) -> None:
         """Hear of one step; raises the host's interrupt."""
@@ -201,15 +201,19 @@ class Reporter:
 
 @dataclass(frozen=True)
 class _Telling:
-    """A previewer that tells before it draws."""
+    """A previewer that tells before it draws, and afterwards has the model be what it was."""
 
     previewer: Previewer
     tell: Callable[[], None]
+    after: Callable[[], None]
 
     def preview(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """What the previewer draws."""
         self.tell()
-        return self.previewer.preview(prompts, seeds)
+        try:
+            return self.previewer.preview(prompts, seeds)
+        finally:
+            self.after()
 
 
 def _memory(device: torch.device) -> tuple[int, int] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -25,6 +27,7 @@ from ...trilora_core.memory import OUT_OF_MEMORY, Estimate, make_room, out_of_me
 from ...trilora_core.monitor import split
 from ...trilora_core.preserve import Kept
 from ...trilora_core.previews import previews_folder
+from ...trilora_core.protocols import Previewer
 from ...trilora_core.runplan import data_hash, planned, run_fingerprint, settled, targets_of
 from ...trilora_core.session import adapter_hash, find_finished, train_to_file
 from ...trilora_core.train import Run
@@ -97,14 +100,35 @@ def train_in_host(
         if resume:
             _take_over(name, output, run_fingerprint(*parts, with_steps=False), config.steps)
         report.prepares("preparing the model")
-        with training(patcher, None if text_encoder is None else text_encoder.patcher):
+        with training(patcher, None if text_encoder is None else text_encoder.patcher) as again:
             denoiser = HostDenoiser(patcher)
-            kept = None if captions is None else asked(denoiser, captions, data, config, node_id)
             start = _Start(start_from, start_hash, calibration if key else None, key)
-            run = _prepare(denoiser, data, prior, config, start, text_encoder, kept)
+            with _room_before_the_first_step(patcher):
+                kept = None if captions is None else asked(denoiser, captions, data, config, node_id)
+                run = _prepare(denoiser, data, prior, config, start, text_encoder, kept)
             memory = _measure(run, report)
-            outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=previewer)
+            drawing = report.telling(previewer, partial(_whole_again, again))
+            outcome = _train(run, output, report, memory, resume=resume, held_out=held_out, previewer=drawing)
         return outcome, report.finished(outcome, _summed_up(outcome, output, config))
+
+
+@contextmanager
+def _room_before_the_first_step(patcher: Any) -> Iterator[None]:
+    try:
+        yield
+    except OUT_OF_MEMORY:
+        raise InputError(
+            f"out of memory on {patcher.load_device} before the first step, beside the model itself: free memory, lower"
+            " rank, set preserve_base to off, or use a smaller or quantised model"
+        ) from None
+
+
+def _whole_again(again: Callable[[], None]) -> None:
+    """Have the model be trainable again after the host drew with it; where it cannot be, the run ends, and is kept."""
+    try:
+        again()
+    except InputError as error:  # which a preview may cost nothing but itself
+        raise RuntimeError(f"after a preview the model could not be trained on: {error}") from error
 
 
 def _calibration_key(config: TrainConfig, calibration: Calibration | None) -> str:
@@ -235,7 +259,7 @@ def _train(
     *,
     resume: bool,
     held_out: Dataset | None,
-    previewer: HostPreviewer | None,
+    previewer: Previewer | None,
 ) -> Outcome:
     stopped: list[Path] = []
 
@@ -253,7 +277,7 @@ def _train(
             interrupts=(interrupt_type(),),
             on_stopped=keep,
             held_out=held_out,
-            previewer=report.telling(previewer),
+            previewer=previewer,
             listeners=report.listeners(run, output, can_preview=previewer is not None),
         )
     except OUT_OF_MEMORY as error:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.ops
 import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
@@ -103,9 +104,15 @@ def possible(module: nn.Module, where: Any) -> bool:
     """True where a hook can add the change: linear layers (a row range too) and ungrouped 2D convolutions."""
     if isinstance(module, nn.Conv2d):
         return isinstance(where, str) and module.groups == 1 and module.padding_mode == "zeros"
-    if isinstance(module, nn.Embedding) or not hasattr(module, "in_features"):
+    if isinstance(module, nn.Embedding) or not hasattr(module, "in_features") or _called_past(module):
         return False
     return isinstance(where, str) or (len(where) == 2 and where[1][0] == 0)
+
+
+def _called_past(module: nn.Module) -> bool:
+    """True for layers whose weights newer hosts may use without a call of the layer, so that no hook is heard."""
+    layout = getattr(getattr(module, "weight", None), "_layout_cls", "")
+    return hasattr(comfy.ops, "linear_input_act") and layout == "TensorWiseINT8Layout"
 
 
 def install(patcher: Any, parts: Sequence[Part]) -> None:

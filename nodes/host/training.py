@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...trilora_core.errors import InputError
+from ...trilora_core.memory import OUT_OF_MEMORY
 from . import models
 from .runtime import rounds_away
 
@@ -37,12 +38,13 @@ def trainable_patcher(patcher: Any) -> Any:
 
 
 @contextmanager
-def training(patcher: Any, text: Any | None = None) -> Iterator[None]:
+def training(patcher: Any, text: Any | None = None) -> Iterator[Callable[[], None]]:
     """Load the model whole and make its frozen weights usable by autograd, in normal mode; undone at every exit.
 
     `patcher` is what `trainable_patcher` returned, `text` the patcher of a HostTextEncoder that is trained along. The
-    body runs with inference mode off. Raises InputError where the host would keep a part of one off its device, and
-    where it runs them on two devices.
+    body runs with inference mode off; it gets a function that does the same again, for when the host has loaded
+    something else in between and may have moved the weights. Raises InputError where the host would keep a part of one
+    off its device or has no room for it, and where it runs them on two devices.
     """
     patchers = [patcher] if text is None else [patcher, text]
     _load(patchers)
@@ -50,15 +52,26 @@ def training(patcher: Any, text: Any | None = None) -> Iterator[None]:
         stack.callback(comfy.model_management.soft_empty_cache)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_in_training())
-        for loaded in patchers:
-            stack.enter_context(_normal_tensors(loaded.model))
-            stack.enter_context(_whole_products(loaded.model))
+        frozen = stack.enter_context(ExitStack())
+        _freeze(frozen, patchers)
         stack.enter_context(_running(patcher))
         if models.detect(patcher.model).in_place:
             stack.enter_context(_norms_keep_their_inputs(patcher.model.diffusion_model))
         if text is not None:
             stack.enter_context(_norms_keep_their_inputs(text.model))
-        yield
+
+        def again() -> None:
+            frozen.close()
+            _load(patchers)
+            _freeze(frozen, patchers)
+
+        yield again
+
+
+def _freeze(stack: ExitStack, patchers: Sequence[Any]) -> None:
+    for loaded in patchers:
+        stack.enter_context(_normal_tensors(loaded.model))
+        stack.enter_context(_whole_products(loaded.model))
 
 
 def _load(patchers: Sequence[Any]) -> None:
@@ -69,8 +82,14 @@ def _load(patchers: Sequence[Any]) -> None:
             " clip for the model's device (device of its loader on default, no --lowvram), or set text_encoder_rate"
             " to 0"
         )
-    with torch.inference_mode():  # as in a node: weights that inference mode made may only be moved in it
-        comfy.model_management.load_models_gpu(list(patchers), memory_required=EVERYTHING, force_full_load=True)
+    try:
+        with torch.inference_mode():  # as in a node: weights that inference mode made may only be moved in it
+            comfy.model_management.load_models_gpu(list(patchers), memory_required=EVERYTHING, force_full_load=True)
+    except OUT_OF_MEMORY:
+        raise InputError(
+            f"the model does not fit into the memory of {devices[0]} as a whole, which training needs: free memory, or"
+            " use a smaller or quantised model"
+        ) from None
     if any(getattr(patcher.model, "model_lowvram", False) for patcher in patchers):
         raise InputError(
             "the host keeps a part of this model off the device (--novram or too little memory); training needs all of"

@@ -17,7 +17,7 @@ from ...trilora_core.layers import knows_text, text_kinds
 from .models import base_name, detect, targets, unpatched
 from .runtime import rounds_away
 
-__all__ = ["HostWeights", "device"]
+__all__ = ["HostWeights"]
 
 ALL_LAYERS = LayerConfig("attention+ff+conv")
 Place = tuple[Any, str, Any, tuple[int, int] | None]  # patcher, name of the weight, its module, rows
@@ -47,14 +47,10 @@ class HostWeights:
                 " changes; load the model in fp16, bf16 or fp32"
             )
         if patches := patcher.patches.get(key):
-            weight = comfy.lora.calculate_weight(patches, weight.to(device(), torch.float32, copy=True), key)
+            device = comfy.model_management.get_torch_device()
+            weight = comfy.lora.calculate_weight(patches, weight.to(device, torch.float32, copy=True), key)
         plain = weight.detach()
         return plain if rows is None else plain[rows[0] : rows[1]]
-
-
-def device() -> torch.device:
-    """Where the host computes."""
-    return comfy.model_management.get_torch_device()
 
 
 def _shape(place: Place) -> tuple[int, ...]:

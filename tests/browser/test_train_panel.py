@@ -312,7 +312,7 @@ def test_a_run_that_breaks_off_or_is_cancelled_keeps_its_curve_and_says_why(page
     assert server.client.wait(queue(page)).status == "error"
     text = wait_text(page, "Broke off at step")
     close_dialog(page)
-    assert "the loss was nan" in text and "Lower learning_rate, or set precision to bf16 or fp32." in text
+    assert "the loss was nan" in text and "Lower learning_rate, or have the model compute in bf16 or fp32." in text
     kept = Path(re.search(r"Saved as (trilora/panel_broken_stopped_at_\d+\.safetensors)\.", text)[1])
     assert (server.loras / kept).is_file() and str(server.base) not in text
     assert page.locator(".tl-end").get_attribute("aria-live") == "polite" and page.locator(".tl-buttons").is_hidden()

@@ -111,12 +111,13 @@ def test_a_killed_host_loses_at_most_the_steps_since_the_last_state(
     for _ in range(max(1, COUNT // 20)):
         with serve(chosen, base) as server:
             server.client.queue(graph)
-            reached = wait_for_step(server, SAVE_EVERY + 1)
+            wait_for_step(server, SAVE_EVERY + 1)
             time.sleep(random.random())
             server.process.kill()
             server.process.wait(10)
         left = whole_files(base)
-        assert any(path.suffix == ".state" for path in left) or reached >= 12
+        # where it was at its end before the kill, the file is there and the state cleared away
+        assert any(path.suffix == ".state" or path.name == "cut.safetensors" for path in left), left
         graph = saving("cut", steps=12, resume=True)
     with serve(chosen, base) as server:
         client = server.client
@@ -137,13 +138,13 @@ def check_swap(client: Client, base: Path) -> None:
     assert not equal(tensors(base, "a"), tensors(base, "b"))
 
 
-def wait_for_step(server: Server, step: int) -> int:
-    """Wait until the run that goes on has done so many steps, or ended; how many it has."""
+def wait_for_step(server: Server, step: int) -> None:
+    """Wait until the run that goes on has done so many steps, or ended."""
     end = time.monotonic() + 240
     while time.monotonic() < end:
         runs = server.client.get("/trilora/runs")
         if runs and (runs[-1]["step"] >= step or runs[-1]["ended"]):
-            return runs[-1]["step"]
+            return
         time.sleep(0.05)
     raise AssertionError(server.log()[-3000:])
 

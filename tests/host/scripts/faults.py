@@ -3,6 +3,7 @@ turn, models that change; all of it without a network."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import sys
@@ -125,6 +126,7 @@ def _block_network() -> None:
 def _seen() -> tuple[int, int]:
     """Bytes of this process in memory, and tensors alive."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what the allocator keeps for later passes for growth
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     return resident, sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
 

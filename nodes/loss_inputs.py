@@ -80,7 +80,7 @@ def time_inputs() -> list[io.Input]:
             max=5.0,
             step=0.1,
             optional=True,
-            tooltip="With timesteps at logit-normal: above 0 more noise, below 0 less.",
+            tooltip="With logit-normal times, chosen or by auto: above 0 more noise, below 0 less.",
         ),
         io.Float.Input(
             "logit_std",
@@ -89,7 +89,7 @@ def time_inputs() -> list[io.Input]:
             max=5.0,
             step=0.05,
             optional=True,
-            tooltip="With logit-normal times: how far the amounts of noise spread.",
+            tooltip="With logit-normal times, chosen or by auto: how far the amounts of noise spread.",
         ),
         io.Float.Input(
             "shift",

@@ -129,7 +129,7 @@ def _file_inputs() -> list[io.Input]:
             min=0,
             max=10_000,
             tooltip="Adapters by step that are kept beside the final one: the latest ones, one at each save_every of "
-            "TriLoRA Optimizer Options. 0: none.",
+            "TriLoRA Optimizer Options, which must be above 0. 0: none.",
         ),
         io.Boolean.Input(
             "keep_best",

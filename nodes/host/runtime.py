@@ -6,6 +6,7 @@ loads and unloads the hooks with the model, as it does its own injections.
 
 from __future__ import annotations
 
+import re
 import uuid
 import weakref
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from torch.utils.hooks import RemovableHandle
 __all__ = ["Hooks", "Part", "host_adapter", "install", "possible", "rounds_away"]
 
 NAME = "trilora"
+# Of models that newer hosts run in INT8: they use these weights without a call of the layer, so no hook is heard.
+CALLED_PAST = re.compile(r"\.(ffn\.2|net\.2|fc2|down_proj)\.weight")
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,16 @@ def possible(module: nn.Module, where: Any) -> bool:
     """True where a hook can add the change: linear layers (a row range too) and ungrouped 2D convolutions."""
     if isinstance(module, nn.Conv2d):
         return isinstance(where, str) and module.groups == 1 and module.padding_mode == "zeros"
-    if isinstance(module, nn.Embedding) or not hasattr(module, "in_features") or _called_past(module):
+    if isinstance(module, nn.Embedding) or not hasattr(module, "in_features") or _called_past(module, where):
         return False
     return isinstance(where, str) or (len(where) == 2 and where[1][0] == 0)
 
 
-def _called_past(module: nn.Module) -> bool:
-    """True for layers whose weights newer hosts may use without a call of the layer, so that no hook is heard."""
-    layout = getattr(getattr(module, "weight", None), "_layout_cls", "")
-    return hasattr(comfy.ops, "linear_input_act") and layout == "TensorWiseINT8Layout"
+def _called_past(module: nn.Module, where: Any) -> bool:
+    in_int8 = getattr(getattr(module, "weight", None), "_layout_cls", "") == "TensorWiseINT8Layout"
+    if not in_int8 or not hasattr(comfy.ops, "linear_input_act"):
+        return False
+    return CALLED_PAST.search(where if isinstance(where, str) else where[0]) is not None
 
 
 def install(patcher: Any, parts: Sequence[Part]) -> None:

@@ -132,6 +132,11 @@ def test_fp8_beside_the_hosts_own_patches_and_hooks(runtime: dict[str, Any]) -> 
     assert found["error"] < 1e-5 and found["differs"] > 1e-4 and found["restored"]
 
 
+def test_layers_that_the_host_calls_past_are_left_to_its_patches(runtime: dict[str, Any]) -> None:
+    found = runtime["called_past"]
+    assert found["hooked"] == ([False, False, True] if found["known"] else [True, True, True])
+
+
 def test_quantised_weights(host: Host, runtime: dict[str, Any]) -> None:
     found = runtime["quantised"]
     if found is None:

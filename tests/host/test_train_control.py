@@ -234,6 +234,19 @@ def test_stop_and_keep_lets_the_graph_go_on(server: Server, before: np.ndarray) 
     assert np.array_equal(base_now(server, 4), before)
 
 
+def test_the_same_graph_goes_on_after_stop_and_keep_where_resume_is_on(server: Server) -> None:
+    """The host runs a node again only where an input of it changed: what a stopped run left is one."""
+    graph = workflow.training("again", steps=60, resume=True)
+    with under_way(server, graph) as (prompt, run):
+        assert status_of(server, {"run": run["run"]}) == 200
+        assert server.client.wait(prompt, timeout=60).status == "success"
+    assert not (server.loras / "trilora/again.safetensors").exists()
+    outcome = server.client.run(graph)
+    assert "train" not in outcome.cached and (server.loras / "trilora/again.safetensors").is_file()
+    server.client.run(graph)  # its state is gone now, so that this is one more input that changed
+    assert "train" in server.client.run(graph).cached
+
+
 def test_only_a_run_that_goes_on_can_be_stopped(server: Server) -> None:
     with under_way(server, workflow.training("refusing", steps=5000)) as (prompt, run):
         assert status_of(server, {"run": "0123456789abcdef"}) == 404

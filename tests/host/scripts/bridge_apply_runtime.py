@@ -23,6 +23,7 @@ def figures(pack, arguments):
     apply = import_module(".nodes.host.patching", pack.__name__).apply
     with torch.inference_mode():
         checks = (exact, stacked, rows, text, lowvram, lives, clones, beside_native, beside_hooks, quantised, saved)
+        checks += (called_past,)
         return {check.__name__: check(pack, apply, Path(arguments["base_directory"])) for check in checks}
 
 
@@ -273,6 +274,16 @@ def quantised(pack, apply, folder):
     result["saved"] = models.cosine(written, models.change(made, Q))
     models.unload()
     return result
+
+
+def called_past(pack, apply, folder):
+    """Layers in INT8 that newer hosts run without a call of the layer are left to the host's own patches."""
+    possible = import_module(".nodes.host.runtime", pack.__name__).possible
+    layer = torch.nn.Linear(4, 4)
+    layer.weight._layout_cls = "TensorWiseINT8Layout"
+    names = ("blocks.0.ffn.2", "layers.3.mlp.down_proj", "blocks.0.self_attn.q")
+    found = [possible(layer, f"diffusion_model.{name}.weight") for name in names]
+    return {"hooked": found, "known": hasattr(comfy.ops, "linear_input_act")}
 
 
 def saved(pack, apply, folder):

@@ -2,19 +2,18 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { chain } from "./lib/chain.js";
 import { loadLanguage, t } from "./lib/language.js";
 import { hideText } from "./lib/node_text.js";
 import { createPanel } from "./lib/panel.js";
 import { passOn } from "./lib/pass_on.js";
-import { isOf, outputKey } from "./lib/place.js";
+import { isOf, outputKey, rootOf, sweep } from "./lib/place.js";
 import { createRuns } from "./lib/runs.js";
 
 const NODE = "TrainTriLoRA";
 const panels = new Map(); // node -> panel
 const runs = createRuns(fetchJson, changed);
 let asking = null; // the question for the list of runs that is under way
-
-const rootOf = (node) => node.graph?.rootGraph ?? app.rootGraph ?? app.graph;
 
 async function fetchJson(path) {
   const answer = await api.fetchApi(path, { cache: "no-store" });
@@ -45,7 +44,7 @@ function changed(run) {
   for (const [node, panel] of panels) {
     const shown = panel.run()?.run;
     // what is heard of an earlier run comes late: the answer to a question after a lost connection
-    if (shown !== run.run && (!isOf(run, node, rootOf(node)) || runs.isBefore(run.run, shown))) continue;
+    if (shown !== run.run && (!isOf(run, node, rootOf(app, node)) || runs.isBefore(run.run, shown))) continue;
     panel.show(run);
     hideText(node);
   }
@@ -56,24 +55,15 @@ function drop(node) {
   panels.delete(node);
 }
 
-/** The front end does not say when nodes inside a subgraph go with their workflow: let go of their panels here. */
-function sweep() {
-  for (const node of panels.keys()) {
-    const root = rootOf(node);
-    const inside = node.graph && node.graph !== root && root.subgraphs instanceof Map;
-    if (inside && root.subgraphs.get(node.graph.id) !== node.graph) drop(node);
-  }
-}
-
 /** The newest run of a node that the server still knows, else what the front end kept of its last output. */
 async function restore(node, panel) {
   asking ??= fetchJson("/trilora/runs")
     .catch(() => null)
     .finally(() => (asking = null));
   const listed = (await asking) ?? [];
-  sweep();
+  sweep(panels.keys(), app, drop);
   if (!panels.has(node)) return;
-  const root = rootOf(node);
+  const root = rootOf(app, node);
   const newest = listed.filter((run) => isOf(run, node, root)).pop();
   if (newest) {
     const known = runs.get(newest.run);
@@ -86,7 +76,7 @@ async function restore(node, panel) {
 
 /** What the front end kept of a node's last output: of a server that was restarted since, that is all there is. */
 function takeKept(node, panel) {
-  const kept = app.nodeOutputs?.[outputKey(node, rootOf(node))]?.trilora?.[0];
+  const kept = app.nodeOutputs?.[outputKey(node, rootOf(app, node))]?.trilora?.[0];
   if (kept && !panel.run()) adopt(node, kept);
 }
 
@@ -117,15 +107,6 @@ function addPanel(node) {
   chain(node, "onRemoved", () => drop(node));
   // a node learns its id and its graph after this call
   setTimeout(() => restore(node, panel), 0);
-}
-
-function chain(node, name, more) {
-  const before = node[name];
-  node[name] = function (...given) {
-    const answer = before?.apply(this, given);
-    more(...given);
-    return answer;
-  };
 }
 
 app.registerExtension({

@@ -3,22 +3,18 @@
 import { architectureTitle, shortText } from "./adapter_facts.js";
 import { allNodes, modelFile, sourceOf, widgetValue } from "./graph_sources.js";
 import { t } from "./language.js";
-
-/** The root graph of the workflow that is open. */
-export function rootOf({ app }) {
-  return app.rootGraph ?? app.graph;
-}
+import { outputKey, rootOf } from "./place.js";
 
 /** The Load TriLoRA node that feeds an Apply or Merge node and its file: {node, file}; file is null behind a link. */
 export function adapterSource(node, name, host) {
-  const source = sourceOf(node, name, rootOf(host))?.node ?? null;
+  const source = sourceOf(node, name, rootOf(host.app, node))?.node ?? null;
   const file = source?.comfyClass === "LoadTriLoRA" ? widgetValue(source, "lora_name") : null;
   return { node: source, file };
 }
 
 /** The Apply TriLoRA nodes that a Load TriLoRA node feeds. */
 export function appliedBy(node, host) {
-  const applied = [...allNodes(rootOf(host))].filter((each) => each.comfyClass === "ApplyTriLoRA");
+  const applied = [...allNodes(rootOf(host.app, node))].filter((each) => each.comfyClass === "ApplyTriLoRA");
   return applied.filter((each) => adapterSource(each, "trilora", host).node === node);
 }
 
@@ -29,7 +25,8 @@ export function appliedBy(node, host) {
 export function lastRun(node, source, facts, host) {
   const run = host.results.of(node);
   if (!run) return null;
-  const now = JSON.stringify([source.node && host.results.place(source.node), source.file]);
+  const place = source.node && outputKey(source.node, rootOf(host.app, source.node));
+  const now = JSON.stringify([place, source.file]);
   if (!origins.has(run)) origins.set(run, now);
   return origins.get(run) === now && sameFile(run, facts) ? run : null;
 }
@@ -46,7 +43,7 @@ export function sameFile(run, facts) {
 export function misfit(node, host) {
   const source = adapterSource(node, "trilora", host);
   const facts = host.files.get("loras", source.file);
-  const model = modelFile(node, "model", rootOf(host));
+  const model = modelFile(node, "model", rootOf(host.app, node));
   const run = lastRun(node, source, facts, host);
   if (typeof run?.problem === "string") {
     const now = JSON.stringify(model);

@@ -1,6 +1,11 @@
-/** Which node of which workflow a run belongs to: execution ids ("3:1" inside subgraphs) and ids of graphs. */
+/** Which node of which workflow is meant: execution ids ("3:1" inside subgraphs), ids of graphs, nodes that left. */
 
 const NOBODY = "00000000-0000-0000-0000-000000000000"; // a graph that was never given an id
+
+/** The root graph of the workflow of a node that stands in one, else of the workflow that is open. */
+export function rootOf(app, node = null) {
+  return node?.graph?.rootGraph ?? app.rootGraph ?? app.graph;
+}
 
 /** The id of the workflow that a graph is, or null where the front end gave it none. */
 export function workflowOf(root) {
@@ -38,4 +43,13 @@ export function isOf(run, node, root) {
 /** The key of a node among the front end's outputs: its id, behind the id of its subgraph where it stands in one. */
 export function outputKey(node, root) {
   return !node.graph || node.graph === root ? String(node.id) : `${node.graph.id}:${node.id}`;
+}
+
+/** Call `drop` for nodes that went inside a subgraph with their workflow: the front end does not say when they do. */
+export function sweep(nodes, app, drop) {
+  for (const node of nodes) {
+    const root = rootOf(app, node);
+    const inside = node.graph && node.graph !== root && root.subgraphs instanceof Map;
+    if (inside && root.subgraphs.get(node.graph.id) !== node.graph) drop(node);
+  }
 }

@@ -2,6 +2,7 @@
 
 import { list } from "./adapter_facts.js";
 import { allNodes, executionIds, widgetValue } from "./graph_sources.js";
+import { outputKey, rootOf } from "./place.js";
 
 const KEY = "trilora_adapter"; // as in nodes/sockets.py
 const HISTORY = "/history?max_items=8";
@@ -25,7 +26,7 @@ export class Results {
 
   /** The last word of a node, or null. */
   of(node) {
-    if (!this.cards.has(node)) this.keep(node, this.outputs()[this.place(node)]);
+    if (!this.cards.has(node)) this.keep(node, this.outputs()[outputKey(node, rootOf(this.app, node))]);
     return this.cards.get(node) ?? null;
   }
 
@@ -35,7 +36,7 @@ export class Results {
    * over. True if one was found.
    */
   async restore(nodes, fetch) {
-    const root = this.app.rootGraph ?? this.app.graph;
+    const root = rootOf(this.app);
     if (!root?.id || nodes.every((node) => this.of(node))) return false;
     const response = await fetch(HISTORY);
     const runs = response.ok ? Object.values(await response.json()).reverse() : [];
@@ -58,11 +59,5 @@ export class Results {
 
   outputs() {
     return this.app.nodeOutputs ?? {};
-  }
-
-  /** The front end's name for a node: its id, inside a subgraph behind that of the subgraph. */
-  place(node) {
-    const root = this.app.rootGraph ?? this.app.graph;
-    return node.graph === root || !node.graph?.id ? String(node.id) : `${node.graph.id}:${node.id}`;
   }
 }

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyCard } from "./lib/apply_card.js";
 import { CARD_CSS } from "./lib/card_views.js";
+import { chain } from "./lib/chain.js";
 import { addStyle } from "./lib/dom.js";
 import { sameFile } from "./lib/fit.js";
 import { loadLanguage } from "./lib/language.js";
@@ -12,13 +13,14 @@ import { mergeCard } from "./lib/merge_card.js";
 import { MetadataStore } from "./lib/metadata_store.js";
 import { hideText, leaveTextOut } from "./lib/node_text.js";
 import { passOn } from "./lib/pass_on.js";
+import { sweep } from "./lib/place.js";
 import { Results } from "./lib/results.js";
 
 const CARDS = { LoadTriLoRA: loadCard, ApplyTriLoRA: applyCard, MergeTriLoRA: mergeCard };
 const MARGIN = 10; // pixels that the classic canvas leaves on each side of an element
 const LOOK = 300; // milliseconds: values and links also change without any event, by undo or by another extension
 
-const shown = new Map(); // node -> {card, key}
+const shown = new Map(); // node -> {card, key}, while it stands in a graph
 const files = new MetadataStore((path) => api.fetchApi(path));
 const results = new Results(app);
 const host = { app, files, results };
@@ -35,8 +37,12 @@ function look(node) {
   entry.card.draw();
 }
 
+const drop = (node) => shown.delete(node);
+
 function lookAtAll() {
-  if (!document.hidden) for (const node of shown.keys()) look(node);
+  if (document.hidden) return;
+  sweep(shown.keys(), app, drop);
+  for (const node of shown.keys()) look(node);
 }
 
 function addCard(node, make) {
@@ -45,34 +51,27 @@ function addCard(node, make) {
   const widget = node.addDOMWidget("trilora_card", "trilora_card", card.root, options);
   passOn(card.root, () => app.canvas);
   widget.serialize = false; // not in the workflow; the option keeps it out of the prompt
-  shown.set(node, { card, key: null });
   for (const each of node.widgets) {
-    if (each !== widget) each.callback = after(each.callback, () => look(node));
+    if (each !== widget) chain(each, "callback", () => look(node));
   }
-  node.onExecuted = after(node.onExecuted, (output) => {
+  // the front end also makes nodes that it only copies from: those never come into a graph
+  chain(node, "onAdded", () => shown.set(node, { card, key: null }));
+  chain(node, "onRemoved", () => drop(node));
+  chain(node, "onExecuted", (output) => {
     const run = results.keep(node, output);
     const known = run?.file ? files.get("loras", run.file) : null;
     if (known && !sameFile(run, known)) files.forget(); // it was written anew
     lookAtAll();
   });
-  node.onRemoved = after(node.onRemoved, () => shown.delete(node));
 }
 
 async function restore() {
+  sweep(shown.keys(), app, drop);
   try {
     if (shown.size && (await results.restore([...shown.keys()], (path) => api.fetchApi(path)))) lookAtAll();
   } catch (error) {
     console.warn("TriLoRA: the results of earlier runs could not be read:", error);
   }
-}
-
-/** A function that calls `first`, where there is one, and then `second` with the same arguments. */
-function after(first, second) {
-  return function (...values) {
-    const result = first?.apply(this, values);
-    second(...values);
-    return result;
-  };
 }
 
 app.registerExtension({

@@ -365,6 +365,47 @@ def test_cards_follow_links_through_reroutes_and_subgraphs(tab: Tab) -> None:
     assert tab.errors == []
 
 
+# How often this pack asks for a node's graph in a second.
+ASKED = """async (node) => {
+  const { graph } = node;
+  let asked = 0;
+  const get = () => {
+    asked += new Error().stack.includes("/extensions/trilora/");
+    return graph;
+  };
+  Object.defineProperty(node, "graph", { configurable: true, get });
+  await new Promise((done) => setTimeout(done, 1000));
+  Object.defineProperty(node, "graph", { configurable: true, writable: true, value: graph });
+  return asked;
+}"""
+INNER = "(id) => app.graph.getNodeById(id).subgraph._nodes.find((each) => each.type === 'LoadTriLoRA')"
+RAN = "() => comfyAPI.api.api.dispatchEvent(new CustomEvent('execution_success', {detail: {prompt_id: 'none'}}))"
+
+
+def test_cards_inside_a_subgraph_are_let_go_with_their_workflow(tab: Tab) -> None:
+    """Nothing looks at them any more, and no run asks for what they said."""
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url) if "history?max_items=8" in request.url else None)
+    tab.show(graph("cards-left"), "classic")
+    inner = tab.page.evaluate_handle(INNER, tab.page.evaluate(ENCLOSE, 2))
+    tab.page.wait_for_timeout(500)
+    asked.clear()
+    assert tab.page.evaluate(ASKED, inner) >= 2
+    tab.page.evaluate(RAN)
+    tab.page.wait_for_timeout(500)
+    assert len(asked) == 1
+    other = {**graph("cards-none"), "nodes": [], "links": []}
+    tab.page.evaluate("graph => window.app.loadGraphData(graph)", other)
+    tab.page.wait_for_function("window.app.graph._nodes.length === 0")
+    tab.page.wait_for_timeout(500)
+    asked.clear()
+    assert tab.page.evaluate(ASKED, inner) == 0
+    tab.page.evaluate(RAN)
+    tab.page.wait_for_timeout(500)
+    assert asked == []
+    assert tab.errors == []
+
+
 def test_after_a_reload_the_last_run_is_shown(tab: Tab) -> None:
     tab.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
     tab.open()

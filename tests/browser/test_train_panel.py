@@ -415,6 +415,33 @@ def test_nodes_show_their_own_runs_in_subgraphs_and_tabs(page: Any) -> None:
     page.evaluate("window.app.canvas.setGraph(window.app.graph)")
 
 
+def test_previews_beyond_those_that_are_kept_are_shown(page: Any) -> None:
+    """The page keeps the last 400 rounds, so that their number stays the same from then on."""
+    choose_mode(page, False)
+    lone_node(page)
+    page.route("**/trilora/runs/many/previews/*", lambda route: route.fulfill(body=_png(), content_type="image/png"))
+    page.route("**/trilora/preview", lambda route: route.fulfill(json={}))
+    rounds = [{"step": number, "pictures": [number]} for number in range(1, 403)]
+    told(page, {"run": "many", "step": 400, "steps": 500, "can_preview": True, "previews": rounds[:400]})
+    page.get_by_role("tab", name="Previews").click()
+    shown = page.locator(".tl-strip figcaption")
+    page.wait_for_function("document.querySelectorAll('.tl-strip figcaption').length === 400", timeout=90_000)
+    page.get_by_role("button", name="Preview now").click()
+    wait_text(page, "Drawing after this step.")
+    last = page.locator(".tl-thumb").last
+    last.focus()
+    told(page, {"run": "many", "step": 401, "steps": 500, "can_preview": True, "previews": rounds[400:401]})
+    wait_text(page, "step 401 of 500")
+    assert [shown.first.inner_text(), shown.last.inner_text(), shown.count()] == ["2", "401", 400]
+    assert "Drawing after this step." not in text_of(page), "an answer to what is done"
+    assert page.evaluate("document.activeElement.parentElement.dataset.key") == "400-400", "the focus is lost"
+    told(page, {"run": "many", "state": "ended", "ended": "steps", "step": 402, "previews": rounds[401:]})
+    wait_text(page, "Finished")
+    assert [shown.first.inner_text(), shown.last.inner_text(), shown.count()] == ["3", "402", 400]
+    page.unroute("**/trilora/preview")
+    assert not ours(page), ours(page)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_twenty_thousand_steps_stay_smooth_and_previews_compare(page: Any, server: Server, mode: str) -> None:
     needs_nodes_2(server, MODES[mode])

@@ -30,7 +30,8 @@ const actions = () => [
 
 /** What an answer holds for: the stop until the end, the others until the run tells of a file or a picture more. */
 function aboutOf(run, action) {
-  return action.once ? run.run : `${run.run} ${run.text} ${run.previews.length}`;
+  const picture = run.previews.at(-1)?.pictures.at(-1); // not how many: the first ones of a long run are let go
+  return action.once ? run.run : `${run.run} ${run.text} ${picture}`;
 }
 
 /** The buttons for `run()`; `post(path, body)` gives {ok, error}. Gives {root, draw()}. */

@@ -1,6 +1,6 @@
 /** The tab "Previews": a strip of pictures by step; one enlarges, two compare. */
 
-import { element, fill, formatCount } from "./dom.js";
+import { element, formatCount } from "./dom.js";
 import { t } from "./language.js";
 import { openOverlay, pictureName } from "./overlay.js";
 
@@ -10,7 +10,7 @@ export function createPreviewsView(run, addressOf) {
   const hint = element("div", { class: "tl-hint", text: t("Click to enlarge. Shift-click two to compare them.") });
   const empty = element("div", { class: "tl-empty" });
   const choose = createChoice(run, addressOf);
-  let shown = { run: null, count: 0 };
+  let shown = { run: null, keys: "" };
 
   function draw() {
     const now = run();
@@ -20,14 +20,14 @@ export function createPreviewsView(run, addressOf) {
     empty.textContent = now?.can_preview
       ? t("No preview yet. Preview now draws one after the next step.")
       : t("No previews: set preview_every and preview_prompts in TriLoRA Monitor Options.");
-    const count = countOf(previews);
-    if (shown.run === now?.run && shown.count === count) return;
+    const keys = previews.map(keyOf).join(); // not their count: of a long run the first ones go as others come
+    if (shown.run === now?.run && shown.keys === keys) return;
     const atEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 8;
     const known = new Map([...strip.children].map((figure) => [figure.dataset.key, figure]));
     // what is there stays, so that a picture is not loaded twice and the focus is not lost
     const kept = (entry) => (shown.run === now?.run ? known.get(keyOf(entry)) : undefined);
-    fill(strip, ...previews.map((entry) => kept(entry) ?? column(now, entry, addressOf, choose)));
-    shown = { run: now?.run ?? null, count };
+    arrange(strip, previews.map((entry) => kept(entry) ?? column(now, entry, addressOf, choose)));
+    shown = { run: now?.run ?? null, keys };
     if (atEnd) strip.scrollLeft = strip.scrollWidth;
   }
 
@@ -36,6 +36,16 @@ export function createPreviewsView(run, addressOf) {
     draw,
     count: () => countOf(run()?.previews ?? []),
   };
+}
+
+/** Make `children` all that an element holds; what stays there is not moved, which would take the focus from it. */
+function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, index) => {
+    const there = parent.children[index] ?? null;
+    if (there !== child) parent.insertBefore(child, there);
+  });
 }
 
 /** Everything of one step: its pictures, one below the other, and the step. */

@@ -53,9 +53,11 @@ def files(server: Server) -> None:
     write_adapter(folder / STYLE, with_cover(style, picture))
     write_adapter(folder / SUBJECT, adapter(1, modelspec__trigger_phrase="sks cat", **told))
     write_adapter(folder / OTHER, adapter(2, modelspec__architecture="stable-diffusion-xl-v1-base/lora"))
+    markup = {"trilora.base_name": MARKUP, "trilora.base_fingerprint": "another"}
     covers = {COVERS: json.dumps([BOMB + "A" * 400_000]), "modelspec.thumbnail": "data:text/html;base64,PGI+"}
     bad = adapter(3, modelspec__trigger_phrase=f"{MARKUP}, {'x' * 9000}", ss_sd_model_name=MARKUP)
-    write_adapter(folder / HOSTILE, Adapter(bad.layers, bad.metadata | covers | {"trilora.spectrum": '{"rank_min": "'}))
+    broken = {"trilora.spectrum": '{"rank_min": "'}
+    write_adapter(folder / HOSTILE, Adapter(bad.layers, bad.metadata | covers | markup | broken))
     save_file(load_file(folder / SUBJECT), folder / BARE)
     checkpoint = server.base / "models" / "checkpoints" / TOLD
     save_file({"none": torch.zeros(1)}, checkpoint, {"modelspec.architecture": "stable-diffusion-v1"})
@@ -403,6 +405,25 @@ def test_cards_inside_a_subgraph_are_let_go_with_their_workflow(tab: Tab) -> Non
     tab.page.evaluate(RAN)
     tab.page.wait_for_timeout(500)
     assert asked == []
+    assert tab.errors == []
+
+
+@pytest.mark.parametrize("mode", ["classic", "nodes 2.0"])
+def test_the_text_below_a_node_is_no_markup(tab: Tab, server: Server, mode: str) -> None:
+    """Front ends up to that of 0.14 put it into the page as HTML, before the card takes its place."""
+    needs_nodes_2(server, mode != "classic")
+    tab.show(graph(f"cards-text-{mode}"), mode)
+    tab.set(4, "strength", 0.5 if mode == "classic" else 0.6)
+    tab.set(2, "lora_name", HOSTILE)
+    tab.page.evaluate(
+        """() => { window.told = []; delete window.hacked;
+             comfyAPI.api.api.addEventListener("progress_text", ({detail}) => told.push(detail.text)); }"""
+    )
+    tab.page.evaluate("() => app.queuePrompt(0)")
+    tab.page.wait_for_function("() => told.some((text) => text.includes('onerror='))", timeout=90_000)
+    tab.says(4, f'the adapter was trained on "{MARKUP}"')
+    tab.page.wait_for_timeout(500)  # a picture that is not there fails meanwhile
+    assert tab.page.evaluate("() => window.hacked") is None
     assert tab.errors == []
 
 

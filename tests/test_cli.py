@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,32 @@ def test_bad_arguments_are_one_line_and_code_2(argv, message, capsys):
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def run_as_module(*argv: str, encoding: str = "utf-8") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trilora_core", *argv],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_letters_that_the_terminal_lacks_are_spelled_out():
+    with run_as_module("train", "--help", encoding="ascii") as done:
+        text, error = done.communicate(timeout=120)
+    assert done.returncode == 0 and error == ""
+    assert r"\u03a3" in text
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As with `| head -1`: nothing is said, and 141 tells that not all was written."""
+    with run_as_module("--help") as done:
+        assert done.stdout is not None and done.stderr is not None
+        done.stdout.close()
+        assert done.stderr.read() == "" and done.wait(timeout=120) == 141
 
 
 def test_as_a_module_from_the_root_of_a_clone():

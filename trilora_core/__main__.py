@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,15 +25,32 @@ PICTURES a folder of pictures with a .txt caption beside each.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when done, 2 on bad input with one line on standard error, 130 when interrupted."""
+    """Run one verb; 0 when done, 2 on bad input with one line on standard error, 130 when interrupted.
+
+    141, without a word, when who reads the output has had enough (`| head -1`), as other programs in a pipe.
+    """
+    _write_all_letters()
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a closed pipe shows here, where it can be caught
+        return code
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # what waits to be written goes nowhere, else the interpreter complains of it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _write_all_letters() -> None:
+    """Spell out letters that a stream has no bytes for, such as Σ in an old code page of Windows."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(argv: list[str]) -> int:

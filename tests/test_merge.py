@@ -144,7 +144,7 @@ def test_what_cannot_be_merged(adapters, options, words):
     [
         ({"rank": -1}, "rank is -1; wanted a whole number from 0 up"),
         ({"rank": 1.5}, "rank is 1.5"),
-        ({"density": 0.0}, "density is 0.0; wanted a finite number above 0 and from"),
+        ({"density": 0.0}, "density is 0.0; wanted a finite number above 0 and at most 1"),
         ({"density": 1.01}, "density is 1.01"),
         ({"keep_energy": 0.0}, "keep_energy is 0.0"),
         ({"keep_energy": float("nan")}, "keep_energy is nan"),

@@ -132,7 +132,7 @@ def test_bands_add_up_to_the_whole():
     [
         ({"keep_rank": -1}, "keep_rank is -1; wanted a whole number from 0 up"),
         ({"keep_rank": 1.5}, "keep_rank is 1.5; wanted a whole number"),
-        ({"keep_energy": 0.0}, "keep_energy is 0.0; wanted a finite number above 0"),
+        ({"keep_energy": 0.0}, "keep_energy is 0.0; wanted a finite number above 0 and at most 1"),
         ({"keep_energy": 1.01}, "keep_energy is 1.01; wanted"),
         ({"tone": -0.1}, "tone is -0.1; wanted a finite number from 0 to 10"),
         ({"tone": float("nan")}, "tone is nan"),

@@ -47,7 +47,7 @@ def number(
     if not real or not math.isfinite(value) or not least <= value <= most or not above < value < below:
         limits = [f"above {above:g}"] if above > -math.inf else []
         if most < math.inf:
-            limits.append(f"from {least:g} to {most:g}")
+            limits.append(f"from {least:g} to {most:g}" if least > -math.inf else f"at most {most:g}")
         elif least > -math.inf:
             limits.append(f"from {least:g} up")
         limits += [f"below {below:g}"] if below < math.inf else []

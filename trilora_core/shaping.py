@@ -42,7 +42,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         whole("keep_rank", self.keep_rank, 0)
-        number("keep_energy", self.keep_energy, above=0.0, least=0.0, most=1.0)
+        number("keep_energy", self.keep_energy, above=0.0, most=1.0)
         number("tone", self.tone, least=0.0, most=TONE_LIMIT)
         flag("normalize", self.normalize)
         one_of("preset", self.preset, PRESETS)

@@ -45,7 +45,7 @@ _FIXED: dict[str, RGB] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One filled polygon; `paint` is "main", "shade" (darker main), "tint" (lighter main) or a fixed colour."""
+    """One filled polygon; `paint` is "main", "shade" (darker main) or a fixed colour."""
 
     points: tuple[Point, ...]
     paint: str

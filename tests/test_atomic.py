@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from trilora_core.atomic import check_name, check_writable, write_atomic
+from trilora_core.atomic import check_name, check_spelling, check_writable, write_atomic, write_text
 from trilora_core.errors import InputError
 
 
@@ -47,6 +48,17 @@ def test_a_disk_that_cannot_flush_a_folder_has_the_file_all_the_same(tmp_path, m
     assert (tmp_path / "a").read_text() == "whole"
 
 
+def test_text_is_written_in_utf_8_with_the_same_line_ends_everywhere(tmp_path):
+    write_text(tmp_path / "a.txt", "Σ\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Σ\n".encode()
+
+
+def test_a_path_that_is_no_text_is_refused():
+    check_spelling(Path("Σ.png"))
+    with pytest.raises(InputError, match=r"the path a\\udcff/b\.png is not UTF-8.*; give it another name"):
+        check_spelling(Path("a\udcff") / "b.png")
+
+
 def test_ordinary_permissions(tmp_path):
     old = os.umask(0o022)
     try:
@@ -64,6 +76,8 @@ def test_an_unwritable_folder_is_named(tmp_path):
         check_writable(tmp_path / "file")
     with pytest.raises(InputError, match=r"cannot write to the folder .*below: .*; choose one that you can write to"):
         check_writable(tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="File name too long"):
+        check_writable(tmp_path / ("b" * 300) / "c")
     check_writable(tmp_path)
     check_writable(tmp_path / "a" / "b", leave=False)
     with pytest.raises(InputError, match="cannot write to the folder"):

@@ -87,6 +87,23 @@ def test_votes_become_win_rates(tmp_path, capsys) -> None:
     assert shown.index("a: wins") < shown.index("b: wins") < shown.index("c: wins")
 
 
+def test_a_set_without_any_vote_has_no_strength_and_is_named(tmp_path, capsys) -> None:
+    folders = write_methods(tmp_path, "a", "b", "c")
+    assert main(["rate", *folders, "--output", str(tmp_path / "s.html"), "--pairs", "24"]) == 0
+    key = tmp_path / "s.key.json"
+    write_votes(tmp_path / "all.csv", read_key(key), "Ada", "a")
+    of_a_and_b = {pair.id for pair in read_key(key).pairs if {pair.left, pair.right} == {"a", "b"}}
+    head, *rows = (tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in rows if row.split(",")[2] in of_a_and_b]
+    (tmp_path / "v.csv").write_text("\n".join([head, *rows]), encoding="utf-8")
+    capsys.readouterr()
+    argv = ["rate", "--results", str(tmp_path / "v.csv"), "--key", str(key), "--output", str(tmp_path / "r.json")]
+    assert main(argv) == 0
+    assert "  c: no choice yet" in capsys.readouterr().out
+    found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in found["strengths"]["0"]] == ["a", "b"] and found["unrated"] == {"0": ["c"]}
+
+
 def test_wilson_and_bradley_terry_are_the_published_ones() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I, method 3
@@ -105,6 +122,19 @@ def test_wilson_and_bradley_terry_are_the_published_ones() -> None:
     assert duels([Vote("r", 0, "b", "a", False)], ["a", "b"])[0].losses == 1
 
 
+def test_folders_without_a_common_name_are_told_apart(tmp_path, capsys) -> None:
+    folders = write_methods(tmp_path, "a", "b", "c")
+    argv = ["rate", *folders, "--output", str(tmp_path / "s.html")]
+    for number in range(PROMPTS):
+        (tmp_path / "c" / f"p{number}.png").rename(tmp_path / "c" / f"x{number}.png")
+    assert main(argv) == 2
+    assert f"{folders[0]} and {folders[2]} have no picture name in common" in capsys.readouterr().err
+    Image.new("RGB", (16, 16)).save(tmp_path / "c" / "p0.png")
+    (tmp_path / "b" / "p0.png").unlink()
+    assert main(argv) == 2
+    assert "all folders together have no picture name in common" in capsys.readouterr().err
+
+
 def test_what_cannot_be_rated_or_counted_is_refused(tmp_path, capsys) -> None:
     a, b = write_methods(tmp_path, "a", "b")
     page = str(tmp_path / "s.html")
@@ -117,6 +147,8 @@ def test_what_cannot_be_rated_or_counted_is_refused(tmp_path, capsys) -> None:
 
     assert "two folders or more" in refused(a, "--output", page)
     assert ".html" in refused(a, b, "--output", str(tmp_path / "s.txt"))
+    assert ". is a folder" in refused(a, b, "--output", ".")
+    assert "is not UTF-8" in refused(a, f"{b}\udcff", "--output", page)
     assert "at least 1" in refused(a, b, "--output", page, "--pairs", "0")
     assert "--output" in refused()
     for path in (tmp_path / "b").glob("*.png"):
@@ -127,6 +159,9 @@ def test_what_cannot_be_rated_or_counted_is_refused(tmp_path, capsys) -> None:
     assert main(["rate", a, b, "--output", page]) == 0
     capsys.readouterr()
     key, votes = tmp_path / "s.key.json", tmp_path / "v.csv"
+    for flag in ("--pairs", "--seed"):
+        assert f"{flag} is for a new page" in refused("--results", str(votes), "--key", str(key), flag, "0")
+    assert "a folder is for a new page" in refused(a, "--results", str(votes), "--key", str(key))
     assert "--key" in refused("--results", str(votes))
     assert "cannot be read" in refused("--results", str(votes), "--key", str(key))
     votes.write_text("a,b\n1,2\n", encoding="utf-8")

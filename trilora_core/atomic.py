@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["check_name", "check_room", "check_writable", "refusal", "write_atomic"]
+__all__ = ["check_name", "check_room", "check_spelling", "check_writable", "refusal", "write_atomic", "write_text"]
 
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 _LONGEST = 200  # bytes of a file's name: systems allow 255, and steps, counters and endings are put behind it
@@ -46,6 +46,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text, whole or not at all, with the same line ends on every system."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+    write_atomic(path, write)
+
+
 def refusal(what: str, error: OSError | SafetensorError) -> InputError:
     """The message for something that cannot be written: why, and what to do about it."""
     number = error.errno if isinstance(error, OSError) else _system_error(error)
@@ -69,10 +78,11 @@ def check_writable(folder: Path, *, leave: bool = True) -> None:
 
     The folder is made where there is none; `leave=False` takes away again what was made.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"cannot write to {folder}: it is a file; choose a folder")
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made: list[Path] = []
     try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"cannot write to {folder}: it is a file; choose a folder")
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -89,6 +99,14 @@ def check_name(path: Path) -> None:
     length = len(os.fsencode(path.name))
     if length > _LONGEST:
         raise InputError(f"the name {path.name} has {length} bytes; wanted at most {_LONGEST}: choose a shorter one")
+
+
+def check_spelling(path: Path) -> None:
+    """Prove before hours of work that reports can hold this path; raises InputError when it is not UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the path {path} is not UTF-8, so reports cannot hold it; give it another name") from error
 
 
 def _system_error(error: SafetensorError) -> int | None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from .atomic import write_atomic
+from .atomic import write_text
 from .evaluate_figures import ENOUGH, KINDS, Figure, Judged, Look
 from .evaluate_sets import Shown, open_shown
 
-__all__ = ["Report", "data_uri", "page", "table", "write_page", "write_report"]
+__all__ = ["Report", "data_uri", "page", "table", "write_report"]
 
 _ROWS = 12  # of pictures
 _SIDE = 320  # pixels of the longer side of a picture in the page
@@ -55,18 +55,9 @@ def write_report(report: Report, stem: Path) -> tuple[Path, Path]:
     """Write stem.html and stem.json, each whole or not at all."""
     paths = stem.with_name(f"{stem.name}.html"), stem.with_name(f"{stem.name}.json")
     text = json.dumps(_json(report), indent=2, ensure_ascii=False)
-    write_page(paths[0], page(report))
-    write_page(paths[1], text + "\n")
+    write_text(paths[0], page(report))
+    write_text(paths[1], text + "\n")
     return paths
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_atomic(path, write)
 
 
 def page(report: Report) -> str:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .atomic import check_spelling
 from .data.pictures import inspect_picture, open_picture
 from .data.sources import scan_folder
 from .errors import InputError
@@ -63,6 +64,7 @@ class PictureSet:
 
 def read_set(folder: str | Path, name: str = "", least: int = 2) -> PictureSet:
     """The pictures of a folder with the captions beside them; InputError for fewer than `least`."""
+    check_spelling(Path(folder))  # the report names it
     sources = scan_folder(folder).sources
     if len(sources) < least:
         raise InputError(

@@ -13,8 +13,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from .atomic import write_text
 from .errors import InputError
-from .evaluate_report import PAGES, data_uri, write_page
+from .evaluate_report import PAGES, data_uri
 from .evaluate_sets import PictureSet, Shown, open_shown
 
 __all__ = ["QUESTIONS", "Key", "Pair", "plan_pairs", "read_key", "write_rating"]
@@ -49,20 +50,17 @@ class Key:
 def plan_pairs(sets: Sequence[PictureSet], count: int, seed: int) -> list[tuple[Pair, Shown, Shown]]:
     """Choose captions and pairs of sets, every pair of sets as often, and each of them as often left as right.
 
-    All follow from the seed. Captions are those that every set has; pictures of one name belong together, else those
-    of one caption. Raises InputError for fewer than two sets or none in common.
+    All follow from the seed. Pictures of one name, whatever the ending, belong together; those count that every set
+    has. Raises InputError for fewer than two sets or none in common.
     """
     if len(sets) < 2:
         raise InputError(f"a rating compares sets of pictures, and {len(sets)} was given; give two folders or more")
     if count < 1:
         raise InputError(f"pairs is {count}; wanted at least 1")
-    tables = [_by_caption(one) for one in sets]
+    tables = [_by_stem(one) for one in sets]
     shared = [stem for stem in tables[0] if all(stem in table for table in tables)]
     if not shared:
-        raise InputError(
-            f"{sets[0].folder} and {sets[1].folder} have no picture name in common; pictures of one prompt must have"
-            " one name in all folders"
-        )
+        raise _nothing_shared(sets, tables)
     draw = random.Random(f"trilora rating {seed}")
     draw.shuffle(shared)
     duels = list(combinations(range(len(sets)), 2))
@@ -99,8 +97,8 @@ def write_rating(
         if progress:
             progress(number + 1, len(planned))
     where = output.with_name(f"{output.stem}.key.json")
-    write_page(where, json.dumps({"format": _FORMAT, **asdict(key)}, indent=2, ensure_ascii=False) + "\n")
-    write_page(output, _page(study, asked, shown))
+    write_text(where, json.dumps({"format": _FORMAT, **asdict(key)}, indent=2, ensure_ascii=False) + "\n")
+    write_text(output, _page(study, asked, shown))
     return where
 
 
@@ -121,8 +119,15 @@ def read_key(path: Path) -> Key:
         ) from error
 
 
-def _by_caption(pictures: PictureSet) -> dict[str, Shown]:
+def _by_stem(pictures: PictureSet) -> dict[str, Shown]:
     return {one.stem: one for one in pictures.pictures}
+
+
+def _nothing_shared(sets: Sequence[PictureSet], tables: Sequence[dict[str, Shown]]) -> InputError:
+    """Which folders have no name in common: the first and another, where there is one, else all together."""
+    other = next((one for one, table in zip(sets, tables, strict=True) if not table.keys() & tables[0].keys()), None)
+    who = f"{sets[0].folder} and {other.folder}" if other else "all folders together"
+    return InputError(f"{who} have no picture name in common; pictures of one prompt must have one name in all folders")
 
 
 def _pair(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -37,9 +37,9 @@ class Vote:
 class Duel:
     """How often `first` was preferred to `second`, of `wins` + `losses` decided votes, and how many raters lean so.
 
-    `low` and `high` bound the share of decided votes by Wilson's 95 % interval, which takes votes for independent;
-    `raters_low` and `raters_high` bound the share of raters that lean to `first`, which holds whatever ties the votes
-    of one rater together.
+    `bounds` are Wilson's 95 % interval of the share of decided votes, which takes votes for independent;
+    `raters_bounds` are that of the share of raters that lean to `first`, which holds whatever ties the votes of one
+    rater together.
     """
 
     question: int
@@ -128,12 +128,14 @@ def duels(votes: Sequence[Vote], methods: Sequence[str]) -> list[Duel]:
     return found
 
 
-def bradley_terry(votes: Iterable[Vote], methods: Sequence[str]) -> list[Strength]:
+def bradley_terry(votes: Sequence[Vote], methods: Sequence[str]) -> list[Strength]:
     """Strengths of more than two sets from all their comparisons (Bradley and Terry 1952); a tie is half a win each.
 
     Fitted by Hunter's (2004) iteration with half a win added to every pair that was compared, so that a set that never
-    won has a strength too; intervals from the inverse information matrix.
+    won has a strength too; intervals from the inverse information matrix. A set that no vote is about is left out.
     """
+    rated = {name for vote in votes for name in (vote.winner, vote.loser)}
+    methods = [name for name in methods if name in rated]
     places = {name: place for place, name in enumerate(methods)}
     wins = torch.zeros(len(methods), len(methods), dtype=torch.float64)
     for vote in votes:

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_text
 from ..errors import InputError
-from ..evaluate_report import write_page
 from ..evaluate_sets import names_of, read_set
 from ..rating import QUESTIONS, Key, read_key, write_rating
 from ..rating_results import Duel, Strength, Vote, bradley_terry, duels, read_votes
 from .parser import Arguments, OneLineParser, whole
 from .pictures import reported
-from .saving import check_report
+from .saving import check_page, check_report
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
@@ -59,13 +59,11 @@ def run(arguments: Arguments) -> int:
 def _make(arguments: Arguments) -> int:
     if arguments.key:
         raise InputError("--key goes with --results; a new page writes a key of its own")
-    output = arguments.output
-    if not arguments.folders or output is None:
+    if not arguments.folders or arguments.output is None:
         raise InputError(
             "give two folders or more and --output PAGE.html, or --results with --key; --help has examples"
         )
-    if output.suffix.lower() != ".html":
-        raise InputError(f"{output} does not end in .html; name the page {output.with_suffix('.html').name}")
+    output = check_page(arguments.output)
     known = read_set(arguments.captions).captions() if arguments.captions else {}
     names = names_of(arguments.folders)
     sets = [read_set(folder, name, 1).captioned(known) for folder, name in zip(arguments.folders, names, strict=True)]
@@ -83,8 +81,11 @@ def _make(arguments: Arguments) -> int:
     return 0
 
 
+_PAGE_ONLY = {"folders": "a folder"} | {name: f"--{name}" for name in ("captions", "pairs", "seed", "question")}
+
+
 def _count(arguments: Arguments) -> int:
-    idle = [name for name in ("folders", "captions", "pairs", "seed", "question") if getattr(arguments, name)]
+    idle = [word for name, word in _PAGE_ONLY.items() if getattr(arguments, name) not in (None, [])]
     if idle:
         raise InputError(f"{idle[0]} is for a new page, and does nothing with --results; leave it out")
     if arguments.key is None:
@@ -96,7 +97,7 @@ def _count(arguments: Arguments) -> int:
     strengths = _all_strengths(votes, key) if len(key.methods) > 2 else {}
     print(_text(votes, key, found, strengths))
     if output is not None:
-        write_page(output, json.dumps(_json(votes, key, found, strengths), indent=2, ensure_ascii=False) + "\n")
+        write_text(output, json.dumps(_json(votes, key, found, strengths), indent=2, ensure_ascii=False) + "\n")
         print(f"figures: {output.resolve()}")
     return 0
 
@@ -104,6 +105,14 @@ def _count(arguments: Arguments) -> int:
 def _all_strengths(votes: Sequence[Vote], key: Key) -> dict[int, list[Strength]]:
     asked = sorted({vote.question for vote in votes})
     return {number: bradley_terry([v for v in votes if v.question == number], key.methods) for number in asked}
+
+
+def _unrated(key: Key, strengths: dict[int, list[Strength]]) -> dict[int, list[str]]:
+    """The sets that no vote is about, which have no strength, by question."""
+    return {
+        number: [name for name in key.methods if name not in {one.name for one in several}]
+        for number, several in strengths.items()
+    }
 
 
 def _text(votes: Sequence[Vote], key: Key, found: Sequence[Duel], strengths: dict[int, list[Strength]]) -> str:
@@ -117,6 +126,7 @@ def _text(votes: Sequence[Vote], key: Key, found: Sequence[Duel], strengths: dic
                 f"  {one.name}: wins {one.chance:.0%} against an average one [{one.low:.0%}, {one.high:.0%}]"
                 " (Bradley-Terry)"
             )
+        lines += [f"  {name}: no choice yet" for name in _unrated(key, strengths).get(number, [])]
     return "\n".join(lines)
 
 
@@ -147,4 +157,5 @@ def _json(
             for duel in found
         ],
         "strengths": {str(number): [asdict(one) for one in several] for number, several in strengths.items()},
+        "unrated": {str(number): names for number, names in _unrated(key, strengths).items()},
     }

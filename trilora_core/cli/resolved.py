@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..atomic import write_atomic
+from ..atomic import write_text
 from ..config import TrainConfig
 from .data_options import BYTES, IN_MEMORY, CacheOptions
 from .run_options import RunOptions
@@ -24,12 +24,7 @@ def resolved_path(output: Path) -> Path:
 
 def write_resolved(output: Path, options: RunOptions, config: TrainConfig) -> None:
     """Write them; raises InputError where the file cannot be written."""
-    text = resolved(options, config)
-    write_atomic(resolved_path(output), lambda path: _fill(path, text))
-
-
-def _fill(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(resolved_path(output), resolved(options, config))
 
 
 def resolved(options: RunOptions, config: TrainConfig) -> str:

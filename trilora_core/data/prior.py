@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..atomic import check_writable, write_atomic
+from ..atomic import check_writable, write_atomic, write_text
 from ..config_data import PriorConfig
 from ..errors import InputError
 from .pictures import ENDINGS
@@ -106,12 +106,8 @@ def _draw(path: Path, prompt: str, seed: int, previewer: Previewer, base: str) -
         if value:
             told.add_text(f"trilora.{name}", value)
     # the caption first: a picture counts as drawn, and must have its own
-    write_atomic(path.with_suffix(".txt"), lambda file: _write_text(file, prompt))
+    write_text(path.with_suffix(".txt"), f"{prompt}\n")
     write_atomic(path, lambda file: _write_png(file, picture, told))
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _write_png(file: Path, picture: Image.Image, told: PngInfo) -> None:

@@ -70,13 +70,16 @@ def test_merge_of_three_at_a_rank_says_what_it_kept(make_file, tmp_path, capsys)
 def test_every_method_merges_files_and_writes_a_report(make_file, tmp_path, capsys, method):
     files = [str(make_file(name, seed)) for seed, name in enumerate("ab")]
     out, told = tmp_path / "out.safetensors", tmp_path / "out.json"
-    argv = ["merge", *files, "--method", method, "--density", "0.6", "--seed", "3", "--report", str(told)]
-    assert main([*argv, "--output", str(out)]) == 0
+    own = {"--density": "0.6"} if method in ("ties", "dare", "dare_ties", "knots", "tsv") else {}
+    own |= {"--seed": "3"} if method.startswith("dare") else {}
+    argv = ["merge", *files, "--method", method, "--report", str(told), "--output", str(out)]
+    assert main([*argv, *(word for pair in own.items() for word in pair)]) == 0
     record = json.loads(told.read_text(encoding="utf-8"))
     assert record["method"] == method and set(record["layers"]) == set(STEMS)
     assert record["pairs"][0]["layers"] == len(STEMS)
     kept = json.loads(read_adapter(out).metadata["trilora.merge"])
-    assert (kept["method"], kept["density"], kept["seed"]) == (method, 0.6, 3)
+    wanted = (method, float(own.get("--density", 0.5)), int(own.get("--seed", 0)))
+    assert (kept["method"], kept["density"], kept["seed"]) == wanted
     assert "a and b overlap: write" in capsys.readouterr().out
 
 
@@ -92,8 +95,12 @@ def test_merge_with_an_energy_cut(make_file, tmp_path):
     [
         (["--weights", "1"], "2 files and 1 weights; give one weight for each file"),
         (["--weights", "1", "nan"], "wanted finite numbers"),
-        (["--density", "0"], "density is 0.0; wanted"),
-        (["--keep-energy", "2"], "keep_energy is 2.0; wanted"),
+        (["--method", "tsv", "--density", "0"], "density is 0.0; wanted"),
+        (["--keep-energy", "2"], "keep_energy is 2.0; wanted a finite number above 0 and at most 1"),
+        (["--density", "0.5"], "leave it out, or take ties, dare, dare_ties, knots or tsv"),
+        (["--method", "orthogonal", "--density", "0"], "--density does nothing with --method orthogonal"),
+        (["--method", "ties", "--seed", "0"], "--seed does nothing with --method ties; leave it out, or take dare or"),
+        (["--prior-weight", "0"], "--prior-weight does nothing with --method sum; leave it out, or take regmean"),
         (["--method", "concatenate", "--rank", "4"], "take sum to cut"),
         (["--method", "regmean"], "a.calibration.safetensors is not there; name them with --calibrations"),
         (["--report", "out.txt"], "does not end in .json"),
@@ -110,6 +117,25 @@ def test_merge_refuses(make_file, tmp_path, capsys, extra, message):
 def test_the_output_must_be_a_safetensors_file(make_file, tmp_path, capsys):
     assert main(["merge", str(make_file("a", 1)), "--output", str(tmp_path / "out.ckpt")]) == 2
     assert "does not end in .safetensors; name the file out.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".", ". is a folder; give the name of a file in it, such as result.safetensors"),
+        ("", ". is a folder"),
+        ("/", "/ is a folder"),
+        (f"{'x' * 189}.safetensors", "has 201 bytes; wanted at most 200: choose a shorter one"),
+        ("a\udcff.safetensors", r"the path a\udcff.safetensors is not UTF-8"),
+        (f"{'x' * 300}/out.safetensors", "File name too long"),
+    ],
+)
+def test_an_output_that_no_file_can_have_is_refused_before_the_work(make_file, capsys, name, message):
+    """What it would come from is not even looked for."""
+    for argv in (["resize", "missing", "--rank", "1"], ["extract", "missing", "missing"], ["merge", "missing"]):
+        assert main([*argv, "--output", name]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_named(make_file, tmp_path, capsys):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..atomic import write_atomic
+from ..atomic import write_text
 from ..calibration import Calibration, calibration_path, read_calibration
 from ..errors import InputError
 from ..fileformat import read_adapter, write_adapter
@@ -72,11 +73,10 @@ def _add_method_options(parser: OneLineParser, default: MergeOptions) -> None:
     group.add_argument(
         "--density",
         type=float,
-        default=default.density,
         help=f"ties, dare, dare_ties, knots: share of entries that each file keeps; tsv: of directions"
         f" (default: {default.density:g})",
     )
-    group.add_argument("--seed", type=whole, default=default.seed, help="dare, dare_ties: what is dropped (default: 0)")
+    group.add_argument("--seed", type=whole, help="dare, dare_ties: what is dropped (default: 0)")
     group.add_argument(
         "--calibrations",
         metavar="FILE",
@@ -88,7 +88,6 @@ def _add_method_options(parser: OneLineParser, default: MergeOptions) -> None:
         "--prior-weight",
         metavar="W",
         type=float,
-        default=default.prior_weight,
         help="regmean: weight of the base model's own inputs, on which nothing should change"
         f" (default: {default.prior_weight:g})",
     )
@@ -101,9 +100,7 @@ def run(arguments: Arguments) -> int:
     weights = arguments.weights if arguments.weights is not None else [1.0] * len(arguments.files)
     if len(weights) != len(arguments.files):
         raise InputError(f"{len(arguments.files)} files and {len(weights)} weights; give one weight for each file")
-    options = MergeOptions(
-        arguments.rank, arguments.keep_energy, arguments.density, arguments.seed, arguments.prior_weight
-    )
+    options = MergeOptions(arguments.rank, arguments.keep_energy, **_method_options(arguments))
     merged, report = merge(
         [read_adapter(path) for path in arguments.files],
         weights,
@@ -115,17 +112,28 @@ def run(arguments: Arguments) -> int:
     write_adapter(output, merged, dtype=DTYPES[arguments.dtype])
     print("\n".join(_lines(arguments.files, weights, report, str(rank_summary(merged)))))
     if report_file is not None:
-        _write(report_file, json.dumps(report.data(), indent=2))
+        write_text(report_file, json.dumps(report.data(), indent=2))
         print(f"report: {report_file.resolve()}")
     print(f"adapter: {output.resolve()}")
     return 0
 
 
-def _write(path: Path, text: str) -> None:
-    def fill(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+_USED_BY = {
+    "density": ("ties", "dare", "dare_ties", "knots", "tsv"),
+    "seed": ("dare", "dare_ties"),
+    "prior_weight": ("regmean",),
+}
 
-    write_atomic(path, fill)
+
+def _method_options(arguments: Arguments) -> dict[str, Any]:
+    """The options of single methods that were given; InputError for one that this method does not use."""
+    given = {name: getattr(arguments, name) for name in _USED_BY if getattr(arguments, name) is not None}
+    for name in given:
+        if arguments.method not in _USED_BY[name]:
+            flag, *others, last = f"--{name.replace('_', '-')}", *_USED_BY[name]
+            known = f"{', '.join(others)} or {last}" if others else last
+            raise InputError(f"{flag} does nothing with --method {arguments.method}; leave it out, or take {known}")
+    return given
 
 
 def _calibrations(arguments: Arguments) -> list[Calibration]:

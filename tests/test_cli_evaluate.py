@@ -167,6 +167,11 @@ def test_what_cannot_be_judged_is_refused_in_one_line(tmp_path, capsys, nets) ->
     assert "no CLIP model" in refused(capsys, *both, "--clip", tmp_path, *out)
     assert "twice" in refused(capsys, "--real", real, "--generated", real, *out)
     assert "is a folder" in refused(capsys, *both, "--output", tmp_path)
+    assert "wanted at most 200" in refused(capsys, *both, "--output", tmp_path / ("r" * 197))
+    assert "is not UTF-8" in refused(capsys, *both, "--output", tmp_path / "r\udcff")
+    assert "is not UTF-8" in refused(capsys, *both, f"{made}\udcff", *out)
+    assert "twice" in refused(capsys, "--real", real, "--generated", real, "--output", tmp_path / "new" / "r.html")
+    assert not (tmp_path / "new").exists(), "a refused command leaves nothing behind"
     assert "--generated was not given" in refused(capsys, "--real", real, *out)
     assert "--seed does not go with" in refused(capsys, *both, "--seed", "3", *out)
     assert "--real does not go with" in refused(capsys, "--model", "m", "--adapter", "a", "--data", "d", *both, *out)
@@ -188,5 +193,14 @@ def test_a_model_form_is_checked_before_it_draws(tmp_path, capsys, model) -> Non
         (tmp_path / "pictures" / f"{colour}.txt").write_text(colour, encoding="utf-8")
     assert "--per-caption is 0" in refused(capsys, *argv, "--per-caption", "0")
     assert "--captions is 1" in refused(capsys, *argv, "--captions", "1")
+    assert "--strength is 0" in refused(capsys, *argv, "--strength", "0")
+    assert "--strength has 1 twice" in refused(capsys, *argv, "--strength", "1", "0.5", "1.0")
+    assert "./a.safetensors twice" in refused(capsys, *argv, "--adapter", "a.safetensors", "./a.safetensors")
+    assert "is not UTF-8" in refused(capsys, *argv, "--adapter", "a\udcff.safetensors")
+    assert "is not UTF-8" in refused(capsys, *argv, "--pictures", tmp_path / "p\udcff")
     assert "a.safetensors" in refused(capsys, *argv)
+    other = tmp_path / "other.safetensors"
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    write_adapter(other, Adapter({stem: make_layer(320, 320, 1)}, {}))
+    assert refused(capsys, *argv, "--adapter", other).startswith(f"error: {other}: ")
     assert not list(tmp_path.glob("**/*.png.part")) and not (tmp_path / "r_pictures").exists()

@@ -254,7 +254,7 @@ def test_several_strengths_and_prompts_make_a_labelled_grid(base, trained, tmp_p
         assert sheet.width > 3 * 192 and sheet.height > 2 * 192
 
 
-def test_an_adapter_for_another_model_is_refused(base, tmp_path, capsys):
+def test_an_adapter_for_another_model_is_refused_before_anything_is_drawn(base, trained, tmp_path, capsys, monkeypatch):
     from trilora_core import spectral
     from trilora_core.fileformat import Adapter, Layer, write_adapter
 
@@ -262,9 +262,11 @@ def test_an_adapter_for_another_model_is_refused(base, tmp_path, capsys):
     layer = Layer(spectral.canonical(torch.ones(320, 1), torch.ones(1, 320)))
     path = tmp_path / "other.safetensors"
     write_adapter(path, Adapter({stem: layer}, {}))
-    argv = ["apply", "--model", str(base), "--adapter", str(path), "--prompt", "x"]
+    argv = ["apply", "--model", str(base), "--adapter", str(trained), str(path), "--prompt", "x"]
+    monkeypatch.setattr("trilora_core.cli.apply.draw", lambda *_: pytest.fail("it was found only after drawing"))
     assert main([*argv, "--output", str(tmp_path / "x.png")]) == 2
-    assert "apply it to the kind of model it was trained on" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ") and "apply it to the kind of model it was trained on" in error
 
 
 def test_the_memory_that_a_run_needs_is_said_before_it(base, pictures, tmp_path, capsys, monkeypatch):

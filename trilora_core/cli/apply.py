@@ -17,6 +17,7 @@ from ..fileformat import Adapter, read_adapter
 from ..grid import COLUMNS, Cell, Plan, plan
 from ..plots import picture_grid
 from ..shaping import Shape, shape
+from .adapter_files import check_fit, names_of_files
 from .base import choose_device, load_base
 from .parser import Arguments, OneLineParser, add_device, whole
 from .saving import check_picture
@@ -129,8 +130,11 @@ def run(arguments: Arguments) -> int:
         arguments.blocks,
     )
     adapters = [shape(read_adapter(file), how) for file in arguments.adapter]
-    laid_out = plan(arguments.prompt, _names(arguments.adapter), arguments.strength, arguments.columns)
+    laid_out = plan(arguments.prompt, names_of_files(arguments.adapter), arguments.strength, arguments.columns)
     pipe = load_base(arguments.model, choose_device(arguments.device), arguments.base_dtype)
+    for number, strength in laid_out.work():
+        if number is not None:
+            check_fit(pipe, adapters[number], arguments.adapter[number], strength)
     previewer = DiffusersPreviewer(
         pipe,
         steps=arguments.steps,
@@ -165,9 +169,3 @@ def draw(
                     (drawn[cell],) = previewer.preview([prompts[cell.prompt]], [seed])
                     bar.update()
     return laid_out.rows(drawn)
-
-
-def _names(files: Sequence[str]) -> list[str]:
-    """Names for files: without the folder, unless two share one."""
-    stems = [Path(file).stem for file in files]
-    return stems if len(set(stems)) == len(stems) else [str(Path(file).with_suffix("")) for file in files]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..atomic import check_writable
+from ..atomic import check_spelling
 from ..errors import InputError
 from ..evaluate_figures import Judges, Look, check_sets, judge, look
 from ..evaluate_report import Report, table, write_report
@@ -20,6 +20,7 @@ from .evaluate_draw import Drawing, draw_sets, methods_of
 from .evaluate_nets import load_judges
 from .parser import Arguments, OneLineParser, add_device, whole
 from .pictures import reported
+from .saving import check_file
 
 __all__ = ["EXAMPLES", "USAGE", "add_arguments", "run"]
 
@@ -85,7 +86,6 @@ def run(arguments: Arguments) -> int:
     """Draw what is missing, look at every picture, judge, write."""
     _check(arguments)
     stem = _stem(arguments.output)
-    check_writable(stem.parent)
     device = choose_device(arguments.device)
     judges = load_judges(arguments.inception, arguments.clip, device)
     real, sets, reference, settings = (_drawn if arguments.model else _folders)(arguments, stem, judges)
@@ -122,6 +122,8 @@ def _folders(arguments: Arguments, stem: Path, judges: Judges) -> _Sets:
 def _drawn(arguments: Arguments, stem: Path, judges: Judges) -> _Sets:
     """The sets of the form with a model; the base is the reference."""
     drawing = _drawing(arguments)
+    for path in (arguments.model, *arguments.adapter, *([arguments.pictures] if arguments.pictures else [])):
+        check_spelling(Path(path))  # the report names it
     real = read_set(arguments.data, "real pictures")
     real.check_captions("drawing")
     chosen = _spread(real, arguments.captions)
@@ -193,7 +195,9 @@ _FORMS = "give --real and --generated with folders, or --model, --adapter and --
 
 
 def _stem(output: Path) -> Path:
-    """The path without .html or .json."""
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give the name of a report in it, such as {output / 'report.html'}")
-    return output.with_suffix("") if output.suffix.lower() in (".html", ".json") else output
+    """The path without .html or .json; raises InputError where a report cannot be written."""
+    check_file(output, "report.html")
+    stem = output.with_suffix("") if output.suffix.lower() in (".html", ".json") else output
+    for ending in (".html", ".json"):
+        check_file(stem.with_name(f"{stem.name}{ending}"), "report.html")
+    return stem

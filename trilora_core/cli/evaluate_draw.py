@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os.path
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..atomic import check_writable, write_atomic
+from ..atomic import check_writable, write_atomic, write_text
 from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder, DiffusersPreviewer, apply_adapter
+from ..errors import InputError
 from ..evaluate_drift import BaseLooks, look_at_base, measure_drift, prompts
 from ..evaluate_sets import PictureSet, Shown
 from ..fileformat import read_adapter, tensor_hash
+from .adapter_files import check_fit, names_of_files
 from .pictures import progress_bar
 
 __all__ = ["Drawing", "Method", "draw_sets", "methods_of"]
@@ -46,17 +49,27 @@ class Method:
 
 
 def methods_of(adapters: Sequence[str], strengths: Sequence[float]) -> list[Method]:
-    """The base first, then every adapter at every strength but 0."""
-    stems = [Path(file).stem for file in adapters]
-    if len(set(stems)) < len(stems):
-        stems = [str(Path(file).with_suffix("")) for file in adapters]
+    """The base first, then every adapter at every strength but 0; InputError where that compares nothing."""
+    _check_methods(adapters, strengths)
     several = len({strength for strength in strengths if strength}) > 1 or strengths != [1.0]
     found = [Method("base")]
-    for file, stem in zip(adapters, stems, strict=True):
+    for file, stem in zip(adapters, names_of_files(adapters), strict=True):
         for strength in strengths:
             if strength:
                 found.append(Method(f"{stem} {strength:g}" if several else stem, Path(file), strength))
     return found
+
+
+def _check_methods(adapters: Sequence[str], strengths: Sequence[float]) -> None:
+    if not any(strengths):
+        raise InputError("--strength is 0, the base model, which is drawn anyway; give a strength such as 1")
+    again = [f"{strength:g}" for number, strength in enumerate(strengths) if strength in strengths[:number]]
+    if again:
+        raise InputError(f"--strength has {again[0]} twice, which gives two equal rows; give each strength once")
+    places = [os.path.realpath(file) for file in adapters]
+    again = [file for number, file in enumerate(adapters) if places[number] in places[:number]]
+    if again:
+        raise InputError(f"--adapter has {again[0]} twice, which gives two equal rows; give each file once")
 
 
 def draw_sets(
@@ -69,8 +82,7 @@ def draw_sets(
     """
     adapters = {method: read_adapter(method.file) for method in methods if method.file}
     for method, read in adapters.items():
-        with apply_adapter(pipe, read, method.strength):
-            pass  # one that does not fit is told before hours of drawing
+        check_fit(pipe, read, str(method.file), method.strength)
     previewer = DiffusersPreviewer(pipe, steps=drawing.steps, guidance=drawing.guidance, resolution=drawing.resolution)
     ruler = _Ruler(pipe, drawing.resolution)
     base = _base_key(pipe, ruler)
@@ -111,7 +123,7 @@ class _Job:
         info = PngInfo()
         info.add_itxt("prompt", self.caption)
         info.add_itxt("seed", str(self.seed))
-        write_atomic(self.path.with_suffix(".txt"), lambda part: _write_text(part, self.caption + "\n"))
+        write_text(self.path.with_suffix(".txt"), f"{self.caption}\n")
         write_atomic(self.path, lambda part: picture.save(part, format="PNG", pnginfo=info))
 
 
@@ -174,7 +186,3 @@ def _folder_name(method: Method, base: str, drawing: Drawing) -> str:
     digest = hashlib.sha256(json.dumps((1, base, adapter, method.strength, settings)).encode()).hexdigest()
     plain = re.sub(r"[^\w.-]+", "_", method.name)[-60:]
     return f"{plain}-{digest[:8]}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

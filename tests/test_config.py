@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trilora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, parse_rank
+from trilora_core.config import AdapterConfig, MonitorConfig, OptimizerConfig, TrainConfig, parse_rank
 from trilora_core.config_data import DataConfig
 from trilora_core.config_json import from_dict, from_json, to_json
 from trilora_core.errors import InputError
@@ -42,6 +42,9 @@ def test_partial_tables_keep_defaults_and_whole_numbers_serve_as_floats():
         (AdapterConfig, {"alpha": 0.0}, "alpha is 0.0; wanted a finite number above 0"),
         (OptimizerConfig, {"beta2": 1.0}, "beta2 is 1.0; wanted a finite number from 0 up and below 1"),
         (DataConfig, {"resolution": 8}, "resolution is 8; wanted a whole number from 16 up"),
+        (DataConfig, {"trigger_word": "\ud83d"}, "trigger_word is '\\ud83d', which holds half a character"),
+        (MonitorConfig, {"preview_prompts": ["a", "\udce9"]}, "monitor.preview_prompts is '\\udce9', which holds half"),
+        (AdapterConfig, {"rank": "9" * 5000}, "wanted a whole number from 1 up"),
     ],
 )
 def test_bad_values_are_named(kind, values, words):

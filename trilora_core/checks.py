@@ -6,7 +6,7 @@ import math
 
 from .errors import InputError
 
-__all__ = ["flag", "number", "one_of", "patterns", "whole"]
+__all__ = ["flag", "number", "one_of", "patterns", "text", "whole"]
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -25,6 +25,16 @@ def patterns(name: str, values: tuple[str, ...]) -> None:
     """Want texts that are not empty."""
     if not isinstance(values, tuple) or not all(isinstance(value, str) and value.strip() for value in values):
         raise InputError(f"{name} is {values!r}; wanted a list of texts that are not empty")
+    for value in values:
+        text(name, value)
+
+
+def text(name: str, value: str) -> None:
+    """Want a text of whole characters: half an emoji, or bytes of another encoding, no file can hold."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {value!r}; wanted a text")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{name} is {value!a}, which holds half a character; write it again")
 
 
 def flag(name: str, value: bool) -> None:

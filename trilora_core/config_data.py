@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .checks import flag, number, one_of, whole
+from .checks import flag, number, one_of, text, whole
 from .errors import InputError
 
 __all__ = [
@@ -36,6 +36,8 @@ class CaptionConfig:
     weights: bool = False  # read (word:1.2) as a weight; off: as text
 
     def __post_init__(self) -> None:
+        text("captions.prefix", self.prefix)
+        text("captions.suffix", self.suffix)
         flag("captions.shuffle", self.shuffle)
         whole("captions.keep_tags", self.keep_tags, 0)
         whole("captions.variants", self.variants, 1)
@@ -93,6 +95,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         whole("resolution", self.resolution, 16)
+        text("trigger_word", self.trigger_word)
         flag("skip_unreadable", self.skip_unreadable)
         whole("max_train_samples", self.max_train_samples, 0)
 
@@ -107,6 +110,7 @@ class PriorConfig:
     seed: int = 0  # of the first picture that is drawn; the next ones count up
 
     def __post_init__(self) -> None:
+        text("prior.prompt", self.prompt)
         whole("prior.count", self.count, 0)
         whole("prior.seed", self.seed, 0)
         if self.count and not self.prompt.strip():

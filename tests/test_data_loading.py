@@ -105,6 +105,16 @@ def test_a_broken_picture_stops_or_is_skipped_and_named(tmp_path: Path) -> None:
         load_folder(config(tmp_path), CountingEncoder())
 
 
+def test_copies_of_a_broken_picture_are_left_out_too(tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    whole = (tmp_path / "1.png").read_bytes()
+    for name in ("1", "2", "3"):
+        (tmp_path / f"{name}.png").write_bytes(whole[: len(whole) // 2])
+    data = load_folder(config(tmp_path, skip_unreadable=True, trigger_word="x"), CountingEncoder())
+    assert data.names == ("0.png",) and len(latents(data)) == 1
+    assert [text.split()[1] for text in data.skipped] == ["1.png", "2.png", "3.png"]
+
+
 def test_a_resolution_that_fits_no_bucket_is_no_fault_of_a_picture(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     with pytest.raises(InputError, match=r"^resolution 20 is not a multiple of 8; choose 16 or 24"):
@@ -345,6 +355,16 @@ def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
 
 
 # --- captions -----------------------------------------------------------------
+
+
+def test_a_black_mask_does_not_take_the_same_picture_without_one_along(tmp_path: Path) -> None:
+    fill(tmp_path / "set", 1)
+    shutil.copy(tmp_path / "set" / "0.png", tmp_path / "set" / "bare.png")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (32, 40), 0).save(tmp_path / "masks" / "0.png")
+    masks, encoder = MaskConfig("folder", str(tmp_path / "masks")), CountingEncoder()
+    data = load_folder(config(tmp_path / "set", masks=masks, skip_unreadable=True, trigger_word="x"), encoder)
+    assert data.names == ("bare.png",) and len(latents(data)) == len(encoder.sizes) == 1
 
 
 def test_dropout_shows_the_empty_caption_in_its_share(tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def test_a_name_that_is_not_unicode_is_left_out(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes no such name")
     assert scan_folder(tmp_path).notes == ("'ni\\udcf1a.png' is not used: its name is not UTF-8; rename it",)
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/ni\xf1a"))
+    folder.mkdir()
+    assert problem(folder) == f"picture folder {str(folder)!a} has a name that is not UTF-8; rename it"
 
 
 # --- kohya's folders ----------------------------------------------------------

@@ -149,23 +149,34 @@ def _encode_pictures(
     Returns what could not be decoded, by name.
     """
     missing = store.missing(key for item in items for key in (*item.latents, *item.masks))
-    work, planned, broken = [], set[str](), dict[str, InputError]()
+    made, broken = set[str](), dict[str, InputError]()
+    work = _planned(items, missing)
+    done = len(items) - len(work)
+    report(done)
+    while work:
+        for item, decoded in _decoded(work):
+            if isinstance(decoded, InputError):
+                broken[item.name] = decoded
+            else:
+                for index, pixels, mask in decoded:
+                    _encode(item, index, pixels, mask, encoder, store, missing)
+                    made.update(_keys(item, index))
+            done = min(done + 1, len(items))
+            report(done)
+        # what waited for its like, which turned out to be broken, is tried itself
+        work = _planned([item for item in items if item.name not in broken], missing - made)
+    return broken
+
+
+def _planned(items: Sequence[Item], missing: set[str]) -> list[tuple[Item, list[int]]]:
+    """The items to decode, with the frames that each is to make: what several have in common, the first makes."""
+    work, planned = [], set[str]()
     for item in items:
         wanted = [index for index in range(len(item.frames)) if {*_keys(item, index)} & (missing - planned)]
         planned.update(key for index in wanted for key in _keys(item, index))
         if wanted:
             work.append((item, wanted))
-    done = len(items) - len(work)
-    report(done)
-    for item, decoded in _decoded(work):
-        if isinstance(decoded, InputError):
-            broken[item.name] = decoded
-        else:
-            for index, pixels, mask in decoded:
-                _encode(item, index, pixels, mask, encoder, store, missing)
-        done += 1
-        report(done)
-    return broken
+    return work
 
 
 def _encode(

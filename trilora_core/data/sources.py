@@ -13,7 +13,7 @@ from .captions import CAPTION_ENDINGS, caption_file, read_text
 from .imagefolder import METADATA, inside, read_metadata
 from .pictures import ENDINGS
 
-__all__ = ["Scan", "Source", "scan_folder"]
+__all__ = ["Scan", "Source", "is_unicode", "scan_folder"]
 
 MOST_REPEATS = 9999  # above it the number is a date or a count, as in 20240131_holiday
 _REPEATS = re.compile(r"([0-9]+)_(.*)", re.DOTALL)
@@ -98,7 +98,10 @@ def _root(folder: str | Path, what: str) -> Path:
         raise InputError(f"{what} {path} does not exist; check the path")
     if not path.is_dir():
         raise InputError(f"{path} is a file; wanted the folder that holds the pictures")
-    return Path(os.path.realpath(path))
+    real = os.path.realpath(path)
+    if not is_unicode(real):
+        raise InputError(f"{what} {real!a} has a name that is not UTF-8; rename it")
+    return Path(real)
 
 
 def _list(folder: Path, prefix: str, root: Path) -> _Listing:
@@ -112,7 +115,7 @@ def _list(folder: Path, prefix: str, root: Path) -> _Listing:
         raise InputError(f"{what} cannot be read ({error.strerror}); check its permissions") from error
     for entry in entries:
         name = prefix + entry.name
-        if not entry.name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+        if not is_unicode(entry.name):
             listing.notes.append(f"{name!a} is not used: its name is not UTF-8; rename it")
         elif entry.is_symlink() and not inside(entry.path, root):
             outside.append(entry.name)
@@ -292,6 +295,11 @@ def _mask_of(name: str, by_stem: dict[str, dict[str, list[Path]]]) -> Path | Non
 
 
 # --- names --------------------------------------------------------------------
+
+
+def is_unicode(name: str) -> bool:
+    """Whether text can hold the name: Linux takes any bytes, and Python puts half characters for what is no UTF-8."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_picture(name: str) -> bool:

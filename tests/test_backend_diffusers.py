@@ -394,12 +394,24 @@ def test_previews_follow_prompt_and_seed_and_repeat(pipe: Any) -> None:
         previewer.preview(["a", "b"], [1])
 
 
+def test_any_whole_number_is_a_seed(tmp_path: Path) -> None:
+    """One of more than 64 bits counts by its lower ones, as torch has the negative ones already."""
+    pipe = sd(tmp_path)
+    assert picture(pipe, 5) == picture(pipe, 2**64 + 5) == picture(pipe, 5 - 2**64) != picture(pipe, 10**23)
+    assert picture(pipe, -1) == picture(pipe, 2**64 - 1)
+
+
 def test_impossible_previews_are_refused(tmp_path: Path) -> None:
     pipe = sd(tmp_path)
     with pytest.raises(InputError, match="resolution is 20; wanted a multiple of 8 pixels"):
         DiffusersPreviewer(pipe, resolution=20)
     with pytest.raises(InputError, match="steps is 0; wanted at least one"):
         DiffusersPreviewer(pipe, steps=0)
+    for steps in (1000, 5000):  # the scheduler fails at the first too
+        with pytest.raises(
+            InputError, match=f"steps is {steps}; wanted at most 999, as the model's noise schedule has"
+        ):
+            DiffusersPreviewer(pipe, steps=steps)
     with pytest.raises(InputError, match="guidance is nan; wanted a finite number"):
         DiffusersPreviewer(pipe, guidance=float("nan"))
 
@@ -598,7 +610,7 @@ def test_bad_models_are_refused_with_what_to_do(tmp_path: Path) -> None:
         load_pipeline(tmp_path / "model")
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "config"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "config", "cut text", "no config", "no part"])
 def test_damaged_folders_are_named(tmp_path: Path, damage: str) -> None:
     sd(tmp_path).save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -606,10 +618,27 @@ def test_damaged_folders_are_named(tmp_path: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:5000])
     elif damage == "gone":
         file.unlink()
+    elif damage == "cut text":
+        text = tmp_path / "model" / "text_encoder" / "model.safetensors"
+        text.write_bytes(text.read_bytes()[:5000])
+    elif damage == "no config":
+        (file.parent / "config.json").write_text("[]")
+    elif damage == "no part":
+        index = tmp_path / "model" / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": 3}))
     else:
         config = json.loads((file.parent / "config.json").read_text())
         (file.parent / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 24}))
     with pytest.raises(InputError, match=r"model \S+model cannot be loaded \(.+\); copy the folder again"):
+        load_pipeline(tmp_path / "model", device="cpu")
+
+
+def test_a_folder_without_a_tokenizer_is_named(pipe: Any, tmp_path: Path) -> None:
+    """transformers would make one up that knows no words."""
+    pipe.save_pretrained(tmp_path / "model")
+    part = "tokenizer_2" if hasattr(pipe, "tokenizer_2") else "tokenizer"
+    shutil.rmtree(tmp_path / "model" / part)
+    with pytest.raises(InputError, match=rf"model \S+model (has no {part}, or not|cannot be loaded).*; copy"):
         load_pipeline(tmp_path / "model", device="cpu")
 
 

@@ -24,6 +24,7 @@ from trilora_core.backend_diffusers import (
     apply_adapter,
 )
 from trilora_core.backend_diffusers_apply import text_modules
+from trilora_core.backend_diffusers_text import find_overlong
 from trilora_core.config import LAYERS, AdapterConfig, LayerConfig
 from trilora_core.data.framing import Frame
 from trilora_core.errors import InputError
@@ -92,6 +93,14 @@ def test_equal_captions_are_encoded_once(pipe: Any) -> None:
     handle.remove()
     assert len(calls) == 2 and [entry["place"] for entry in found] == [0, 1, 2]
     assert found[0]["tokens"] is found[2]["tokens"] and found[0]["tokens"] is not found[1]["tokens"]
+
+
+def test_captions_whose_end_is_cut_off_are_found(pipe: Any) -> None:
+    """The tokenizer takes 12, of which two are its marks of start and end."""
+    full = "a " * 5
+    assert find_overlong(pipe, ["a fox", full + "a a a a a", full * 2 + "b", full * 2 + "b"]) == ({full * 2 + "b"}, 10)
+    first, second = DiffusersEncoder(pipe).captions([full * 2, full * 2 + "b"])
+    assert torch.equal(first["tokens"], second["tokens"]), "what stands behind is not seen"
 
 
 def loss_of(pipe: Any, cond: list[Any]) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = [
     "DiffusersTextEncoder",
     "apply_adapter",
     "load_pipeline",
+    "refuse_weights",
 ]
 
 _PREDICTIONS = ("epsilon", "v_prediction")
@@ -145,10 +146,7 @@ class DiffusersEncoder:
     @torch.no_grad()
     def captions(self, texts: Sequence[str], *, weights: bool = False) -> list[Any]:
         """Encode captions exactly as the pipeline does when it draws."""
-        if weights:
-            raise InputError(
-                "captions.weights is on, but diffusers reads (word:1.2) as text; turn it off, or train in ComfyUI"
-            )
+        refuse_weights(weights)
         return [self._caption(text) for text in texts]
 
     def placed(self, cond: Any, frame: Frame) -> Any:
@@ -176,6 +174,11 @@ class DiffusersPreviewer:
             raise InputError(f"resolution is {self._side}; wanted a multiple of 8 pixels, such as 512")
         if steps < 1:
             raise InputError(f"steps is {steps}; wanted at least one sampling step (20 is usual)")
+        most = pipe.scheduler.config.num_train_timesteps - 1  # some schedulers fail at all of them
+        if steps > most:
+            raise InputError(
+                f"steps is {steps}; wanted at most {most}, as the model's noise schedule has (20 is usual)"
+            )
         if not math.isfinite(guidance):
             raise InputError(f"guidance is {guidance}; wanted a finite number (7.5 is usual, 1 = off)")
 
@@ -194,9 +197,17 @@ class DiffusersPreviewer:
             guidance_scale=self._guidance,
             height=self._side,
             width=self._side,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=torch.Generator("cpu").manual_seed(seed % 2**64),  # torch takes no wider one
         )
         return result.images[0]  # type: ignore[no-any-return]
+
+
+def refuse_weights(weights: bool) -> None:
+    """Raise InputError for captions whose (word:1.2) is to be read as a weight, which a pipeline cannot."""
+    if weights:
+        raise InputError(
+            "captions.weights is on, but diffusers reads (word:1.2) as text; turn it off, or train in ComfyUI"
+        )
 
 
 def _networks(pipe: Any) -> list[Any]:

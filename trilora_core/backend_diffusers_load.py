@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .backend_diffusers_single import write_config_folder
 from .errors import InputError
@@ -19,7 +20,8 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}  # of both pipelines
 # What diffusers, transformers and safetensors raise for files that are missing, damaged or of another shape.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, AttributeError, RuntimeError)
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+_ENDLESS = 10**6  # tokens: a tokenizer without its files says that it takes more
 
 
 def load_pipeline(
@@ -49,6 +51,7 @@ def load_pipeline(
         )
     if absent := [f"{part}.{name}" for part, model in pipe.components.items() for name in _without_values(model)]:
         raise _not_whole(path, absent)
+    _check_tokenizers(path, pipe)
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(path))  # a single file would keep the name of its configuration's folder
     # diffusers before `dtype` was an argument loads in float32
@@ -139,6 +142,13 @@ def _variant(folder: Path) -> str | None:
 def _without_values(model: Any) -> list[str]:
     """Names of the weights that a file did not give, which diffusers leaves on the device "meta"."""
     return [name for name, weight in model.named_parameters() if weight.is_meta] if hasattr(model, "parameters") else []
+
+
+def _check_tokenizers(path: Path, pipe: Any) -> None:
+    """Without its folder transformers makes up a tokenizer that knows no words and has no end."""
+    for part, model in pipe.components.items():
+        if getattr(model, "model_max_length", 0) > _ENDLESS:
+            raise InputError(f"model {path} has no {part}, or not all of its files; copy it again")
 
 
 def _not_whole(path: Path, absent: Sequence[str]) -> InputError:

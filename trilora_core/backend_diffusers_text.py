@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .branch import Target
 from .config import LayerConfig
 from .layers import DEFAULT, choose_text, text_kinds
 
-__all__ = ["Conditioning", "DiffusersTextEncoder", "encode_caption"]
+__all__ = ["Conditioning", "DiffusersTextEncoder", "encode_caption", "find_overlong"]
 
 _BLOCK = "CLIPEncoderLayer"
 
@@ -31,6 +31,14 @@ def encode_caption(pipe: Any, text: str) -> tuple[Tensor, Tensor | None]:
         do_classifier_free_guidance=False,
     )
     return encoded[0][0], encoded[2][0] if len(encoded) > 2 else None
+
+
+def find_overlong(pipe: Any, texts: Iterable[str]) -> tuple[set[str], int]:
+    """Those of the captions whose end is not read, because they are longer than the most tokens; and that number."""
+    tokenizer = pipe.tokenizer  # SDXL's second one cuts words alike, and at the same length
+    most = tokenizer.model_max_length
+    ids = {text: tokenizer(text, verbose=False).input_ids for text in dict.fromkeys(texts)}
+    return {text for text, found in ids.items() if len(found) > most}, most - len(tokenizer("").input_ids)
 
 
 class DiffusersTextEncoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..backend_diffusers import DiffusersDenoiser, DiffusersEncoder, DiffusersPreviewer
+from ..backend_diffusers_text import find_overlong
 from ..config import TrainConfig
 from ..config_data import DataConfig, PriorConfig
 from ..data import Dataset, Progress, Store, load_folder, survey_folder
@@ -25,7 +27,19 @@ def encode(pipe: Any, data: DataConfig, store: Store, *, silent: bool = False) -
     """Read the folder and encode those of its pictures and captions that the store lacks, with a progress bar."""
     # finding everything in the store takes no time that needs a bar
     with reported("encoding", "item", silent, delay=1.0) as progress:
-        return load_folder(data, DiffusersEncoder(pipe), store, progress)
+        dataset = load_folder(data, DiffusersEncoder(pipe), store, progress)
+    return replace(dataset, notes=(*_overlong(pipe, dataset), *dataset.notes))
+
+
+def _overlong(pipe: Any, dataset: Dataset) -> list[str]:
+    """A note on the captions that the model does not read to their end, if there are any."""
+    long, most = find_overlong(pipe, dataset.captions)
+    names = [item.name for item in dataset.items if item.caption in long]
+    if not names:
+        return []
+    which = f"the caption of {names[0]} is" if len(names) == 1 else f"the captions of {len(names)} pictures are"
+    more = f": {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if len(names) > 1 else ""
+    return [f"{which} longer than the {most} tokens that this model reads, so that the end is not seen{more}"]
 
 
 def survey(data: DataConfig, store: Store, *, silent: bool = False) -> Dataset:

@@ -107,6 +107,23 @@ def test_bad_input(extra, wanted, base, pictures, tmp_path, capsys):
     assert len(told.strip().splitlines()) == 1
 
 
+def test_a_calibration_that_is_not_there_is_refused_before_the_model_is_loaded(pictures, tmp_path, capsys):
+    extra = ["--init", "contrast", "--calibration", str(tmp_path / "no.safetensors")]
+    assert main(few("nowhere", pictures, tmp_path / "x.safetensors", *extra)) == 2
+    assert "cannot read the calibration" in capsys.readouterr().err
+
+
+def test_a_damaged_one_is_made_anew(first, base, pictures, tmp_path, capsys):
+    output = tmp_path / "x.safetensors"
+    kept, whole = output.with_name("x.calibration.safetensors"), first.with_name("style.calibration.safetensors")
+    argv = few(base, pictures, output, "--init", "contrast", "--calibrate", "--prior-prompts", "a dog", "x")
+    for size in (100, -100):  # its head, and its numbers
+        kept.write_bytes(whole.read_bytes()[:size])
+        assert main(argv) == 0
+        assert f"now, kept as {kept}" in capsys.readouterr().out
+        assert read_calibration(kept).facts == read_calibration(whole).facts
+
+
 def test_a_calibration_that_does_not_fit(first, base, pictures, tmp_path, capsys):
     kept = str(first.with_name("style.calibration.safetensors"))
     argv = few(base, pictures, tmp_path / "x.safetensors", "--init", "contrast", "--calibration", kept)

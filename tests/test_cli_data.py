@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.tiny_pipeline import SIDE, write_pictures, write_pipeline
 from trilora_core.__main__ import main
 from trilora_core.cli import dataset as dataset_verb
+from trilora_core.cli import options
 from trilora_core.cli import train as train_verb
 from trilora_core.cli.data_options import CacheOptions
 from trilora_core.cli.parser import OneLineParser
@@ -19,7 +24,7 @@ from trilora_core.cli.run_options import read_run_options
 from trilora_core.cli.summary import at_most
 from trilora_core.config import TrainConfig
 from trilora_core.config_data import DataConfig, PriorConfig
-from trilora_core.data.cache import DATABASE
+from trilora_core.data.cache import DATABASE, DiskStore
 from trilora_core.errors import InputError
 from trilora_core.fileformat import read_metadata
 
@@ -95,6 +100,8 @@ def test_every_option_has_a_flag():
         ("--prior class --prior-batch-size 2", "train.prior_batch_size", 2),
         ("--epochs 3", "train.epochs", 3),
         ("--steps 3", "prior", None),
+        ("--method lora --init ones", "train.adapter.init", "ones"),
+        ("--method lora --init contrast --calibrate", "train.adapter.init", "contrast"),
         ("--optimizer prodigy", "train.optimizer.name", "prodigy"),
         ("--up-rate 4", "train.optimizer.up_rate", 4.0),
         ("--sigma-rate 0", "train.optimizer.sigma_rate", 0.0),
@@ -206,6 +213,7 @@ def test_toml_has_the_same_names_and_flags_win(tmp_path):
         ("--shift 2", "--shift does nothing without --timesteps shifted; add it, or leave --shift out"),
         ("--timesteps shifted --logit-mean 1", "--logit-mean does nothing without --timesteps logit-normal"),
         ("--logit-std 2", "--logit-std does nothing without --timesteps logit-normal"),
+        ("--method lora --init svd", "--init does nothing without --method trilora"),
         ("--method lora --sigma-rate 2", "--sigma-rate does nothing without --method trilora"),
         ("--validate-every 5", "--validate-every does nothing without --validation-share X"),
         ("--patience 5", "monitor.patience and monitor.keep_best need monitor.validation_share above 0"),
@@ -241,6 +249,40 @@ def test_a_wrong_toml_file_is_explained(tmp_path, text, message):
     with pytest.raises(InputError) as error:
         read(*written(tmp_path, text))
     assert message in str(error.value)
+
+
+def test_a_toml_file_may_begin_with_the_mark_of_an_editor(tmp_path):
+    (tmp_path / "run.toml").write_text("steps = 7", encoding="utf-8-sig")
+    assert read("--config", str(tmp_path / "run.toml")).train.steps == 7
+
+
+def test_before_python_3_11_only_a_toml_file_needs_tomli(tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "sys", SimpleNamespace(version_info=(3, 10)))
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    assert read("--steps", "7").train.steps == 7
+    with pytest.raises(InputError, match=r"--config needs tomli before Python 3\.11; run: pip install"):
+        read(*written(tmp_path, "steps = 7"))
+
+
+def test_the_users_own_folder_may_be_named_in_a_toml_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    text = """
+        model = "~/m"
+        output = "~/out/o.safetensors"
+        plot = "~/p.png"
+        start_from = "~/s.safetensors"
+        [data]
+        folder = "d"
+        [adapter]
+        init = "contrast"
+        [calibration]
+        file = "~/c.safetensors"
+    """
+    found = read_run_options(parser_of(train_verb).parse_args(written(tmp_path, text)))
+    assert (found.output, found.plot) == (tmp_path / "out" / "o.safetensors", tmp_path / "p.png")
+    places = (found.model, found.start_from, found.calibration.file)
+    assert places == tuple(str(tmp_path / name) for name in ("m", "s.safetensors", "c.safetensors"))
 
 
 def test_long_lists_are_counted():
@@ -381,10 +423,22 @@ def test_train_refuses(base, tmp_path, capsys, extra, message):
     assert error.splitlines()[-1].startswith("error: ") and message in error
 
 
-def test_weights_in_captions_are_refused_by_diffusers(base, tmp_path, capsys):
+def test_weights_in_captions_are_refused_before_the_model_is_loaded(tmp_path, capsys):
     config = written(tmp_path, "[data.captions]\nweights = true")
-    assert train(base, write_pictures(tmp_path / "p"), tmp_path / "o.safetensors", *config) == 2
+    assert train("nowhere", write_pictures(tmp_path / "p"), tmp_path / "o.safetensors", *config) == 2
     assert "captions.weights is on, but diffusers reads (word:1.2) as text" in capsys.readouterr().err
+
+
+def test_captions_that_the_model_does_not_read_to_their_end_are_counted(base, tmp_path, capsys):
+    pictures = write_pictures(tmp_path / "p")
+    argv = [base, pictures, tmp_path / "o.safetensors", "--steps", "1"]
+    (pictures / "red.txt").write_text("a red house " * 10)
+    assert train(*argv) == 0
+    wanted = "longer than the 22 tokens that this model reads, so that the end is not seen"
+    assert f"note: the caption of red.png is {wanted}\n" in capsys.readouterr().out
+    (pictures / "blue.txt").write_text("a blue house " * 10)
+    assert train(*argv) == 0
+    assert f"note: the captions of 2 pictures are {wanted}: blue.png, red.png\n" in capsys.readouterr().out
 
 
 # --- dataset ---------------------------------------------------------------------
@@ -401,6 +455,23 @@ def test_dataset_reports_without_a_model(rich, tmp_path, capsys, cache):
     with Image.open(sheet) as picture:
         assert picture.width > 600
     assert cache.is_dir(), "the next look at the same files is quick"
+
+
+def test_dataset_makes_no_room_in_the_cache_of_the_runs(rich, tmp_path, cache):
+    with closing(DiskStore(cache / DATABASE, 10**9)) as store:
+        store.put("of a run", torch.zeros(4))
+    assert main(["dataset", "--data", str(rich), *written(tmp_path, "cache_limit = 1e-9"), "--resolution", "16"]) == 0
+    with closing(DiskStore(cache / DATABASE, 10**9)) as store:
+        assert not store.missing(["of a run"])
+
+
+@pytest.mark.parametrize("place", ["pictures/red.png", "pictures/new/sheet.png", "masks/red.png"])
+def test_a_sheet_among_pictures_or_masks_is_refused(rich, tmp_path, capsys, place):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    argv = ["dataset", "--data", str(rich), "--masks", str(tmp_path / "masks"), "--sheet", str(tmp_path / place)]
+    assert main(argv) == 2
+    assert "among what is trained on; write the sheet to another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
 def test_dataset_as_json_is_nothing_but_json(rich, tmp_path, capsys):

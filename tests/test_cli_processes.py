@@ -18,6 +18,7 @@ import pytest
 import safetensors
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests import cli_runs, crew_worker
 from tests.tiny_pipeline import SIDE
@@ -263,6 +264,13 @@ def test_the_batch_is_for_each_process_and_stays_that_of_a_run(each, total, proc
     assert (config.batch_size, at_once) == wanted
 
 
+@pytest.mark.parametrize("state", ["[]", '{"config": 3}', '{"config": "{}"}', '{"config": "{\\"batch_size\\": null}"}'])
+def test_a_state_that_says_nothing_of_a_batch_is_none(tmp_path, state):
+    output = tmp_path / "a.safetensors"
+    save_file({}, state_path(output), {"trilora.state": state})
+    assert begun(output) is None
+
+
 def test_a_batch_that_leaves_a_process_idle_is_refused():
     with pytest.raises(InputError, match="the batch of 2 cannot be shared by 3 processes"):
         whole_batch(TrainConfig(), 2, 3)
@@ -280,7 +288,8 @@ def test_accelerates_precision_is_taken_or_refused():
         launched("auto", "fp8")
 
 
-def test_one_process_is_alone():
+def test_one_process_is_alone(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")  # as good as unset
     with join("cuda:1") as crew:
         assert (crew.rank, crew.size, crew.leads, crew.device("cuda:1"), crew.metadata()) == (0, 1, True, "cuda:1", {})
         assert crew.first(lambda: crew.of_first(3)) == 3

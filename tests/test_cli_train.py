@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -119,6 +121,10 @@ def test_a_wrong_toml_file_is_explained(tmp_path, capsys, text, message):
         (["--output", "style.ckpt"], "does not end in .safetensors"),
         (["--model", "nowhere"], "model nowhere does not exist"),
         (["--data", "nowhere"], "nowhere"),
+        (
+            ["--preview-every", "1", "--preview-prompts", "x", "--preview-steps", "2000"],
+            "steps is 2000; wanted at most",
+        ),
     ],
 )
 def test_train_refuses(base, pictures, tmp_path, capsys, extra, message):
@@ -127,6 +133,29 @@ def test_train_refuses(base, pictures, tmp_path, capsys, extra, message):
     assert message in error
     assert error.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "style.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["steps = 5  # few\n", ""])
+def test_a_config_that_the_user_wrote_is_not_overwritten(pictures, tmp_path, capsys, text):
+    config = tmp_path / "style.toml"
+    config.write_text(text, encoding="utf-8")
+    assert main([*few("nowhere", pictures, tmp_path / "style.safetensors"), "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {config} is not of an earlier run, and the options of this one would replace it" in told
+    assert config.read_text(encoding="utf-8") == text
+
+
+def test_a_name_that_no_toml_file_can_hold_is_refused_before_the_work(pictures, tmp_path, capsys):
+    output = tmp_path / "ni\udcf1a.safetensors"
+    assert main(few("nowhere", pictures, output)) == 2
+    assert "is not UTF-8; rename what it names" in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib_is_refused_before_the_work(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    argv = few("nowhere", pictures, tmp_path / "style.safetensors", "--plot", str(tmp_path / "loss.png"))
+    assert main(argv) == 2
+    assert "error: plots need matplotlib" in capsys.readouterr().err
 
 
 def test_an_empty_folder_and_a_broken_picture_are_named(base, pictures, tmp_path, capsys):
@@ -164,6 +193,9 @@ def test_an_interrupt_keeps_the_work_and_resume_goes_on(base, pictures, tmp_path
     assert str(kept) in error and "--resume" in error
     assert read_metadata(kept)["trilora.finished"] == "false"
     monkeypatch.setattr(bar, "train_to_file", real)
+    options = output.with_suffix(".toml").read_text(encoding="utf-8")
+    assert main([*argv, "--rank", "3", "--resume"]) == 2
+    assert output.with_suffix(".toml").read_text(encoding="utf-8") == options, "still those of the run that was stopped"
     assert main([*argv, "--resume"]) == 0
     assert read_metadata(output)["sshs_model_hash"] == read_metadata(whole)["sshs_model_hash"]
     capsys.readouterr()

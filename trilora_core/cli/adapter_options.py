@@ -14,6 +14,12 @@ _REFINES: dict[str, Refines[TrainConfig]] = {
     "adapter.rank_cap": Refines(
         "--rank-cap", "--rank energy:0.9", lambda run: isinstance(parse_rank(run.adapter.rank), float)
     ),
+    # two of its values do not speak of Σ, or of the Σ that lora has
+    "adapter.init": Refines(
+        "--init",
+        "--method trilora",
+        lambda run: run.adapter.method == "trilora" or run.adapter.init in ("ones", "contrast"),
+    ),
 }
 
 

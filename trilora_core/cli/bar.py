@@ -36,13 +36,15 @@ def train_with_bar(
     estimate: Estimate | None = None,
     held_out: Dataset | None = None,
     previewer: Previewer | None = None,
+    on_begin: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train to the file with a progress bar that shows loss, learning rate and remaining time.
 
-    `check` is called after each step and may raise KeyboardInterrupt. Measures on `held_out` and the place of what
-    `previewer` draws are printed above the bar. A KeyboardInterrupt goes on with the name of the file that holds what
-    was trained; a run that diverges, does not fit into memory or loses another process raises InputError.
+    `on_begin` is called when nothing can be refused any more, `check` after each step; it may raise KeyboardInterrupt.
+    Measures on `held_out` and the place of what `previewer` draws are printed above the bar. A KeyboardInterrupt
+    goes on with the name of the file that holds what was trained; a run that diverges, does not fit into memory or
+    loses another process raises InputError.
     """
     bar = progress_bar(run.config.steps, "training", "step")
     shown: list[float] = []
@@ -74,7 +76,7 @@ def train_with_bar(
             on_stopped=kept.append,
             held_out=held_out,
             previewer=previewer,
-            listeners=_listeners(bar),
+            listeners=_listeners(bar, on_begin),
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_where(run, kept)) from interrupt
@@ -95,7 +97,7 @@ def train_with_bar(
         bar.close()
 
 
-def _listeners(bar: Any) -> Listeners:
+def _listeners(bar: Any, on_begin: Callable[[], None]) -> Listeners:
     """Print what happens on the way above the bar; where previews lie is said once."""
     told: set[Path] = set()
 
@@ -114,7 +116,7 @@ def _listeners(bar: Any) -> Listeners:
     def looked(spectrum: Spectrum) -> None:
         bar.write(f"step {spectrum.step}: effective rank {spectrum.effective_rank:.3g}, norm {spectrum.norm:.3g}")
 
-    return Listeners(measured, drawn, problem, looked)
+    return Listeners(measured, drawn, problem, looked, on_begin)
 
 
 def _where(run: Run, kept: list[Path]) -> str:

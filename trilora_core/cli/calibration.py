@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def read_calibration_options(table: Any, config: TrainConfig) -> CalibrationConf
     if wanted and not contrast:
         name = "--calibrate" if found.make else "--calibration"
         raise InputError(f"{name} does nothing without --init contrast; add it, or leave {name} out")
-    return replace(found, prompts=_read_prompts(found.prompts))
+    return replace(found, file=os.path.expanduser(found.file), prompts=_read_prompts(found.prompts))
 
 
 def find_calibration(
@@ -86,16 +87,24 @@ def find_calibration(
         encoder, prompts = DiffusersEncoder(pipe), wanted.prompts or BROAD
         facts = facts_of(denoiser, dataset, prompts, encoder.caption_fingerprint, layers)
         where = f"kept as {path.resolve()}"
-        if path.is_file() and read_facts(path).key == facts.key:
-            found = read_calibration(path)
-        else:
+        kept = _kept(path, facts.key)
+        if kept is None:
             with reported("calibrating", "look", silent) as progress:
-                found = calibrate(denoiser, dataset, encoder.captions(prompts), facts, layers, progress)
-            write_calibration(path, found)
+                kept = calibrate(denoiser, dataset, encoder.captions(prompts), facts, layers, progress)
+            write_calibration(path, kept)
             where = f"now, {where}"
+        found = kept
     check_calibration(found, denoiser, dataset, denoiser.targets(layers))
     other = "" if found.facts.data_hash == dataset.content_hash else "; it was made with other pictures"
     return found, f"{where} ({found.size / 1e6:.1f} MB){other}"
+
+
+def _kept(path: Path, key: str) -> Calibration | None:
+    """The calibration that an earlier run left, if it is the one that is wanted; a damaged one is made anew."""
+    try:
+        return read_calibration(path) if path.is_file() and read_facts(path).key == key else None
+    except InputError:
+        return None
 
 
 def _read_prompts(texts: tuple[str, ...]) -> tuple[str, ...]:

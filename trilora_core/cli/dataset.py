@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ..atomic import write_atomic
 from ..config_data import DataConfig
 from ..data.report import report
 from ..data.sheet import contact_sheet
+from ..errors import InputError
 from .data_options import add_cache_options, add_data_options, read_cache, read_data
 from .options import add_config, read_given
 from .parser import Arguments, OneLineParser
@@ -41,8 +44,9 @@ def add_arguments(parser: OneLineParser) -> None:
 def run(arguments: Arguments) -> int:
     """Read the folder, print the report, draw the sheet that was asked for."""
     given = read_given(arguments)
-    data, cache = read_data(given), read_cache(given)
-    sheet = check_picture(arguments.sheet) if arguments.sheet else None
+    # it uses no entry, so that to make room would delete those of every run: a report never does
+    data, cache = read_data(given), replace(read_cache(given), limit=sys.maxsize)
+    sheet = _check_sheet(arguments.sheet, data) if arguments.sheet else None
     with open_store(cache) as store:
         # every picture that cannot be used is named, where a run stops at the first
         dataset = survey(data, store, silent=arguments.json)
@@ -56,3 +60,12 @@ def run(arguments: Arguments) -> int:
     if sheet is not None and not arguments.json:
         print(f"\ncontact sheet: {sheet.resolve()}")
     return 0
+
+
+def _check_sheet(path: Path, data: DataConfig) -> Path:
+    """The path of the sheet; raises InputError where it would replace a picture or a mask, or be read as one."""
+    check_picture(path)
+    for folder in filter(None, (data.folder, data.masks.folder)):
+        if path.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+            raise InputError(f"{path} lies in {folder}, among what is trained on; write the sheet to another folder")
+    return path

@@ -12,11 +12,6 @@ from typing import Any, Generic, TypeVar
 from ..errors import InputError
 from .parser import Arguments, OneLineParser, whole
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = ["Given", "Refines", "add_config", "flag", "option", "read_given", "refuse_idle"]
 
 _MARK = "option:"  # tells these options from other arguments
@@ -70,12 +65,26 @@ def read_given(arguments: Arguments) -> Given:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    toml = _toml_reader()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before it
+        return found
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}; check the name") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid TOML ({error}); correct that line") from error
+
+
+def _toml_reader() -> Any:
+    """Python's own, or before 3.11 the package that became it: no dependency, for only --config needs it."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib
+        except ImportError as error:
+            raise InputError('--config needs tomli before Python 3.11; run: pip install "tomli>=2.0"') from error
+    return tomllib
 
 
 def _put(values: dict[str, Any], place: str, value: Any) -> None:

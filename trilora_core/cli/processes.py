@@ -191,7 +191,7 @@ def join(device: str) -> Iterator[Processes]:
 
     Raises InputError for kinds of distribution that split the model.
     """
-    if all(int(os.environ.get(name, "1")) == 1 for name in _SIZES):
+    if all(int(os.environ.get(name) or 1) == 1 for name in _SIZES):
         yield Processes()
         return
     accelerator = _accelerator(on_cpu=device == "cpu" or not torch.cuda.is_available())

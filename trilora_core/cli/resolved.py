@@ -11,15 +11,42 @@ from typing import Any
 from .. import __version__
 from ..atomic import write_text
 from ..config import TrainConfig
+from ..data.sources import is_unicode
+from ..errors import InputError
 from .data_options import BYTES, IN_MEMORY, CacheOptions
 from .run_options import RunOptions
 
-__all__ = ["resolved", "resolved_path", "write_resolved"]
+__all__ = ["check_resolved", "resolved", "resolved_path", "write_resolved"]
+
+_HEAD = "# What made "  # begins every file that is written here
 
 
 def resolved_path(output: Path) -> Path:
     """Where the options of the run that writes `output` lie: `name.safetensors` -> `name.toml`."""
     return output.with_name(f"{output.stem}.toml")
+
+
+def check_resolved(options: RunOptions) -> None:
+    """Prove before the work that the file can be written, and that none of somebody else lies in its place.
+
+    Raises InputError for a name that is not UTF-8, and for a file that a user wrote, such as the --config itself.
+    """
+    for line in resolved(options, options.train).splitlines():
+        if not is_unicode(line):
+            raise InputError(f"{line!a} is not UTF-8; rename what it names")
+    path = resolved_path(options.output)
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(_HEAD)) == _HEAD.encode()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; rename what is there") from error
+    if not ours:
+        raise InputError(
+            f"{path} is not of an earlier run, and the options of this one would replace it; rename it, or choose"
+            " another --output"
+        )
 
 
 def write_resolved(output: Path, options: RunOptions, config: TrainConfig) -> None:
@@ -49,7 +76,7 @@ def resolved(options: RunOptions, config: TrainConfig) -> str:
         values["prior"] = _placed(asdict(options.prior))
     values["total_batch_size"] = values.pop("batch_size")
     del values["epochs"]
-    head = f"# What made {options.output.name}, by TriLoRA {__version__}. To run it again: train --config THIS FILE\n"
+    head = f"{_HEAD}{options.output.name}, by TriLoRA {__version__}. To run it again: train --config THIS FILE\n"
     return head + _toml(values)
 
 

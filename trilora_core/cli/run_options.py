@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +167,7 @@ def read_run_options(arguments: Arguments) -> RunOptions:
     Raises InputError for a file that cannot be read, unknown names, wrong types, and for what is missing.
     """
     given = read_given(arguments)
-    paths = {name: _text(name, given.values.pop(name, "")) for name in _PATHS}
+    paths = {name: _place(given, name) for name in _PATHS}
     for name, place in paths.items():
         if not place:
             raise InputError(f'no {name} was given; add --{name}, or a line `{name} = "…"` to the --config file')
@@ -176,8 +177,7 @@ def read_run_options(arguments: Arguments) -> RunOptions:
         raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
     _choose_length(given)
     total = _choose_batch(given)
-    plot = _text("plot", given.values.pop("plot", ""))
-    start_from = _text("start_from", given.values.pop("start_from", ""))
+    plot, start_from = _place(given, "plot"), _place(given, "start_from")
     preset = _one_of("preset", given.values.pop("preset", ""), ("", *GOALS))
     dtype = _one_of("dtype", given.values.pop("dtype", "fp16"), tuple(DTYPES))
     base_dtype = _one_of("base_dtype", given.values.pop("base_dtype", "auto"), ("auto", *DTYPES))
@@ -247,6 +247,11 @@ def _table(given: Given, name: str) -> dict[str, Any]:
     """A table as it was given; one that is none is told so when it is read."""
     found = given.values.get(name, {})
     return found if isinstance(found, dict) else {}
+
+
+def _place(given: Given, name: str) -> str:
+    """Take a path out of what was given, with the user's own folder in place of ~; "" where there is none."""
+    return os.path.expanduser(_text(name, given.values.pop(name, "")))
 
 
 def _text(name: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import safetensors
 from ..checkpoint import state_path
 from ..config import TrainConfig
 from ..errors import InputError
+from ..jsontext import read_json
 
 __all__ = ["Begun", "begun", "whole_batch"]
 
@@ -27,9 +27,9 @@ def begun(output: Path) -> Begun | None:
     """What the state of the run that writes `output` says; None without one that can be read."""
     try:
         with safetensors.safe_open(state_path(output), framework="pt") as file:
-            values = json.loads((file.metadata() or {})["trilora.state"])
-        return Begun(json.loads(values["config"])["batch_size"], values.get("processes", 1))
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+            values = read_json((file.metadata() or {})["trilora.state"])
+        return Begun(int(read_json(values["config"])["batch_size"]), int(values.get("processes", 1)))
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
         return None  # loading it says what is wrong with it
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ..adapter import TriLoRA
-from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder
+from ..backend_diffusers import DiffusersDenoiser, DiffusersPreviewer, DiffusersTextEncoder, refuse_weights
 from ..backend_diffusers_apply import architecture_of
-from ..calibration import Calibration
+from ..calibration import Calibration, read_facts
 from ..companion import accompany
 from ..config import CalibrationConfig, TrainConfig
 from ..config_data import DataConfig, PriorConfig
@@ -23,7 +23,7 @@ from ..fileformat import Adapter, read_adapter
 from ..memory import OUT_OF_MEMORY, Estimate, make_room, out_of_memory, preflight
 from ..monitor import split
 from ..optim import check_optimizer
-from ..plots import plot_losses
+from ..plots import blank_figure, plot_losses
 from ..preserve import Kept
 from ..protocols import Previewer
 from ..runplan import planned, targets_of
@@ -36,7 +36,7 @@ from .options import add_config
 from .parser import Arguments, OneLineParser
 from .pictures import draw_prior, encode, keep_base, prior_data
 from .processes import Processes, Told, join, launched_precision
-from .resolved import write_resolved
+from .resolved import check_resolved, write_resolved
 from .run_options import RunOptions, add_run_options, read_run_options
 from .saving import DTYPES, check_output, check_picture
 from .scale import begun, whole_batch
@@ -123,12 +123,17 @@ def _check(options: RunOptions, crew: Processes) -> Adapter | None:
     """Look for what is better known before the model is loaded; the adapter to start from, if there is one."""
     if crew.leads:
         check_output(options.output)
+        check_resolved(options)
         if options.plot:
             check_picture(options.plot)
+            blank_figure(1, 1)  # matplotlib is there
     masks = options.data.masks
+    refuse_weights(options.data.captions.weights)
     # an empty folder, a wrong file and a package that is not there
     scan_folder(options.data.folder, masks.folder if masks.source == "folder" else "")
     check_optimizer(options.train.optimizer, options.train.ema)
+    if options.calibration.file:
+        read_facts(Path(options.calibration.file))
     return read_adapter(options.start_from) if options.start_from else None
 
 
@@ -143,6 +148,7 @@ class _Material:
     held_out: Dataset | None
     prior: Dataset | None
     drawn: int  # prior pictures that are new
+    previewer: Previewer | None
 
 
 def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Adapter | None, *, resume: bool) -> None:
@@ -159,8 +165,7 @@ def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Ada
             return None if finished else _follow(prepared, material.held_out, crew)
         if done:
             print("this run is finished already; nothing was trained")
-        else:
-            write_resolved(output, dataclasses.replace(options, data=material.data), prepared.config)
+        asked = dataclasses.replace(options, data=material.data)
         outcome = done or train_with_bar(
             prepared,
             output,
@@ -169,7 +174,9 @@ def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Ada
             metadata=crew.metadata(),
             estimate=found,
             held_out=material.held_out,
-            previewer=_previewer(material.pipe, options.train, material.data.resolution),
+            previewer=material.previewer,
+            # not before: a --resume that is refused leaves the options of the run that was
+            on_begin=lambda: write_resolved(output, asked, prepared.config),
             check=crew.check,
         )
     if options.plot:
@@ -184,10 +191,11 @@ def _load(options: RunOptions, store: CountedStore, crew: Processes) -> _Materia
     data = options.data
     if options.own_resolution:
         data = dataclasses.replace(data, resolution=own_resolution(pipe))
+    previewer = _previewer(pipe, options.train, data.resolution)  # what it refuses is better known before the work
     dataset, held_out = _divide(_encode(pipe, data, store, crew), options.train)
     drawn = _draw(pipe, options.prior, data.resolution, Path(options.model).name, crew) if options.prior else 0
     prior = _encode(pipe, prior_data(options.prior, data), store, crew) if options.prior else None
-    return _Material(pipe, device, data, dataset, held_out, prior, drawn)
+    return _Material(pipe, device, data, dataset, held_out, prior, drawn, previewer)
 
 
 def _prepare(

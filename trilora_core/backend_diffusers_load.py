@@ -22,6 +22,7 @@ _TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextMo
 # What diffusers, transformers and safetensors raise for files that are missing, damaged or of another shape.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 _ENDLESS = 10**6  # tokens: a tokenizer without its files says that it takes more
+_LETTERS = 512  # the 256 bytes, and those that end a word: CLIP's smallest vocabulary
 
 
 def load_pipeline(
@@ -145,9 +146,9 @@ def _without_values(model: Any) -> list[str]:
 
 
 def _check_tokenizers(path: Path, pipe: Any) -> None:
-    """Without its folder transformers makes up a tokenizer that knows no words and has no end."""
+    """Where files are missing, transformers makes up a tokenizer that knows no words, or has no end."""
     for part, model in pipe.components.items():
-        if getattr(model, "model_max_length", 0) > _ENDLESS:
+        if hasattr(model, "model_max_length") and (model.model_max_length > _ENDLESS or len(model) < _LETTERS):
             raise InputError(f"model {path} has no {part}, or not all of its files; copy it again")
 
 

@@ -41,7 +41,7 @@ def train_with_bar(
 ) -> Outcome:
     """Train to the file with a progress bar that shows loss, learning rate and remaining time.
 
-    `on_begin` is called when nothing can be refused any more, `check` after each step; it may raise KeyboardInterrupt.
+    `on_begin` is called when a resumed run has its steps, `check` after each step; it may raise KeyboardInterrupt.
     Measures on `held_out` and the place of what `previewer` draws are printed above the bar. A KeyboardInterrupt
     goes on with the name of the file that holds what was trained; a run that diverges, does not fit into memory or
     loses another process raises InputError.

@@ -179,10 +179,10 @@ def _train(options: RunOptions, crew: Processes, store: CountedStore, start: Ada
             on_begin=lambda: write_resolved(output, asked, prepared.config),
             check=crew.check,
         )
+    print("\n".join(left(outcome, output)), flush=True)  # first: a curve that cannot be written may not hide it
     if options.plot:
         plot_losses(outcome.losses, options.plot, title=f"Training loss of {output.name}")
         print(f"loss curve: {options.plot.resolve()}")
-    print("\n".join(left(outcome, output)))
 
 
 def _load(options: RunOptions, store: CountedStore, crew: Processes) -> _Material:

@@ -146,8 +146,8 @@ def test_a_config_that_the_user_wrote_is_not_overwritten(pictures, tmp_path, cap
 
 
 def test_a_name_that_no_toml_file_can_hold_is_refused_before_the_work(pictures, tmp_path, capsys):
-    output = tmp_path / "ni\udcf1a.safetensors"
-    assert main(few("nowhere", pictures, output)) == 2
+    cache = str(tmp_path / "ni\udcf1a")
+    assert main(few("nowhere", pictures, tmp_path / "style.safetensors", "--cache", cache)) == 2
     assert "is not UTF-8; rename what it names" in capsys.readouterr().err
 
 

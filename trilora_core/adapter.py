@@ -15,7 +15,6 @@ from .calibration import Calibration
 from .config import AdapterConfig
 from .errors import InputError
 from .fileformat import Layer
-from .meter import OUT_OF_MEMORY
 from .objective import orthogonality
 from .start import check_start, derive_seed, fresh, load_start, set_apart
 from .transfer import upload
@@ -125,7 +124,7 @@ class TriLoRA:
         factors = self._factors()
         try:
             found = spectral.canonical_many(factors)
-        except OUT_OF_MEMORY:  # nothing that was trained may be lost for want of room to save it
+        except RuntimeError:  # torch or cuSOLVER found no room there, for want of which nothing trained may be lost
             there = {stem: (up.cpu(), down.cpu()) for stem, (up, down) in factors.items()}
             found = spectral.canonical_many(there)
         cpu = {stem: spectral.SVD(*(part.cpu() for part in found[stem])) for stem in self.branches}

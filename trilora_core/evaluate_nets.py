@@ -138,7 +138,7 @@ class ClipJudge:
 
         self._device = device
         self._model, self._processor = _Plain(model.to(device).eval()), processor
-        self._metric: Any = CLIPScore(model_name_or_path=lambda: (self._model, processor))
+        self._metric: Any = CLIPScore(model_name_or_path=lambda: (self._model, processor)).to(device)
 
     @torch.no_grad()
     def scores(self, pictures: Tensor, captions: Sequence[str]) -> list[float]:

@@ -98,11 +98,12 @@ class Inputs:
         with torch.autocast(x.device.type, enabled=False):
             for part in _rows(module, x):
                 for rows in chunks(part):
-                    self._sum(name, rows.shape[1]).add(rows.float())
+                    self._sum(name, rows.shape[1], rows.device).add(rows.float())
 
-    def _sum(self, name: str, width: int) -> Gatherer:
+    def _sum(self, name: str, width: int, device: torch.device) -> Gatherer:
         if width not in self._tests:
-            self._tests[width] = sketch_columns(width, self._storage, derive_seed(self._seed, "sketch", width))
+            columns = sketch_columns(width, self._storage, derive_seed(self._seed, "sketch", width))
+            self._tests[width] = None if columns is None else columns.to(device)  # once: each copy waits for a GPU
         if name not in self._sums:
             self._sums[name] = gatherer(width, self._storage, self._tests[width])
         return self._sums[name]

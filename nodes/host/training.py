@@ -29,12 +29,23 @@ def trainable_patcher(patcher: Any) -> Any:
     if not (hasattr(patcher, "is_dynamic") and patcher.is_dynamic()):
         return patcher
     try:
-        return patcher.get_non_dynamic_delegate()
+        twin = patcher.get_non_dynamic_delegate()
     except RuntimeError as error:
         raise InputError(
             f"the host pages this model's weights in and out and cannot make a whole copy ({error}); load it with a"
             " checkpoint or diffusion model loader, or start the host with --disable-dynamic-vram"
         ) from error
+    _in_own_format(twin.model)
+    return twin
+
+
+def _in_own_format(model: nn.Module) -> None:
+    """Give the weights of a twin the number format that their layers compute in: the host leaves some in the file's."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            wanted = getattr(module, f"{name}_comfy_model_dtype", None)
+            if wanted is not None and weight.dtype is not wanted and type(weight) in (Tensor, nn.Parameter):
+                setattr(module, name, nn.Parameter(weight.to(wanted), requires_grad=False))
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Processes:
         own = torch.cat([values.flatten(), asked]).to(self._accelerator.device)
         with self._reaching():
             total: Tensor = self._accelerator.reduce(own, "sum")
-        self._heard = total[-1]
+        self._heard = total[-1].clone()  # a view would keep all of it until the next time
         return total[:-1].view_as(values).to(values.device)
 
     def of_first(self, value: T) -> T:

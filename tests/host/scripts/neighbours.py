@@ -25,6 +25,7 @@ def main(pack: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "moved": _moved(bench),
         "no_room": _no_room(bench),
         "no_vae": _no_vae(pack),
+        "paged": _paged(pack),
     }
 
 
@@ -103,6 +104,45 @@ def _no_vae(pack: Any) -> str:
     empty = comfy.sd.VAE(sd={})
     encoder = import_module(".nodes.host.encode", pack.__name__).HostEncoder
     return _complaint(lambda: encoder(object(), empty))
+
+
+class _Paged:
+    """A patcher as newer hosts have on a GPU, where they page weights: training gets its ordinary twin."""
+
+    def __init__(self, twin: Any) -> None:
+        self.twin = twin
+
+    def is_dynamic(self) -> bool:
+        return True
+
+    def get_non_dynamic_delegate(self) -> Any:
+        return self.twin
+
+
+def _paged(pack: Any) -> dict[str, Any] | None:
+    """A file in float32 where the model is to be in float16: the twin, as that host's loader makes it there."""
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.sd
+
+    if not hasattr(comfy.memory_management, "aimdo_enabled"):
+        return None
+    weights = {name: weight.clone() for name, weight in small.denoiser_weights("sd15").items()}
+    with (
+        _replaced(comfy.memory_management, "aimdo_enabled", True),
+        _replaced(comfy.model_management, "unet_manual_cast", lambda *_, **__: None),  # as for a GPU that takes float16
+        torch.inference_mode(),
+    ):
+        options = {"dtype": torch.float16}
+        twin = comfy.sd.load_diffusion_model_state_dict(weights, model_options=options, disable_dynamic=True)
+        left = {str(weight.dtype) for weight in twin.model.diffusion_model.parameters()}
+        patcher = import_module(".nodes.host.training", pack.__name__).trainable_patcher(_Paged(twin))
+    given = {str(weight.dtype) for weight in patcher.model.diffusion_model.parameters()}
+    return {
+        "left": sorted(left),
+        "given": sorted(given),
+        "learning": _learning(gradients._Bridge(pack), "sd15", patcher),
+    }
 
 
 def _complaint(action: Callable[[], Any]) -> str:

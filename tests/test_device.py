@@ -221,6 +221,17 @@ def optimizers() -> None:
         assert {value.device.type for value in held if isinstance(value, Tensor) and value.dim()} == {NAME}, name
 
 
+def judged() -> None:
+    """The CLIP score of a picture is that on the CPU."""
+    from tests.judges import noise_pictures, write_clip
+    from trilora_core.cli.evaluate_nets import load_judges
+
+    with tempfile.TemporaryDirectory() as folder:
+        clips = [load_judges(None, write_clip(Path(folder)), torch.device(name)).clip for name in ("cpu", NAME)]
+    here, there = (clip.scores(noise_pictures(2, 40), ["a red house", "a cat"]) for clip in clips if clip)
+    assert there == pytest.approx(here, abs=1e-3)
+
+
 def told() -> None:
     """The device tells what CUDA would: mixed tensors, and a sum on the CPU of what is there."""
     there = torch.ones(2, device=NAME)
@@ -230,7 +241,7 @@ def told() -> None:
             mixed()
 
 
-CASES = {"told": told, "resumed": resumed, "half": half, "optimizers": optimizers}
+CASES = {"told": told, "resumed": resumed, "half": half, "optimizers": optimizers, "judged": judged}
 
 
 def main() -> None:

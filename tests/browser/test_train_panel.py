@@ -181,7 +181,7 @@ def wait_text(page: Any, part: str, seconds: float = 120) -> str:
 
 
 def step_of(page: Any) -> int:
-    return int(page.locator(".tl-progress").get_attribute("aria-valuenow"))
+    return int(page.locator(".tl-progress").get_attribute("aria-valuenow") or 0)  # none where a panel is new
 
 
 def wait_step(page: Any, step: int, seconds: float = 120) -> None:

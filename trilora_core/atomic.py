@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from .checks import is_unicode
 from .errors import InputError
 
 __all__ = ["check_name", "check_room", "check_spelling", "check_writable", "refusal", "write_atomic", "write_text"]
@@ -103,10 +104,8 @@ def check_name(path: Path) -> None:
 
 def check_spelling(path: Path) -> None:
     """Prove before hours of work that reports can hold this path; raises InputError when it is not UTF-8."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"the path {path} is not UTF-8, so reports cannot hold it; give it another name") from error
+    if not is_unicode(str(path)):
+        raise InputError(f"the path {path} is not UTF-8, so reports cannot hold it; give it another name")
 
 
 def _system_error(error: SafetensorError) -> int | None:

@@ -6,7 +6,7 @@ import math
 
 from .errors import InputError
 
-__all__ = ["flag", "number", "one_of", "patterns", "text", "whole"]
+__all__ = ["flag", "is_unicode", "number", "one_of", "patterns", "text", "whole"]
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -29,11 +29,16 @@ def patterns(name: str, values: tuple[str, ...]) -> None:
         text(name, value)
 
 
+def is_unicode(value: str) -> bool:
+    """Whether a file can hold the text; Linux takes any bytes for names, and Python has half characters for such."""
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def text(name: str, value: str) -> None:
     """Want a text of whole characters: half an emoji, or bytes of another encoding, no file can hold."""
     if not isinstance(value, str):
         raise InputError(f"{name} is {value!r}; wanted a text")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if not is_unicode(value):
         raise InputError(f"{name} is {value!a}, which holds half a character; write it again")
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import __version__
 from ..atomic import write_text
+from ..checks import is_unicode
 from ..config import TrainConfig
-from ..data.sources import is_unicode
 from ..errors import InputError
 from .data_options import BYTES, IN_MEMORY, CacheOptions
 from .run_options import RunOptions

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..checks import is_unicode
 from ..errors import InputError
 from .captions import decode_text, one_line
 from .pictures import ENDINGS
@@ -61,7 +62,7 @@ def _row(line: str, where: str) -> tuple[str, str]:
             raise InputError(f'{where} has no "{key}"; {wanted}')
         if not isinstance(row[key], str):
             raise InputError(f'{where} has a "{key}" that is no text ({json.dumps(row[key])[:40]}); {wanted}')
-        if not row[key].isascii() and any("\ud800" <= letter <= "\udfff" for letter in row[key]):
+        if not is_unicode(row[key]):
             raise InputError(f'{where} has half a character in "{key}" (a lone surrogate); write it again')
     if not row["file_name"].strip():
         raise InputError(f'{where} has an empty "file_name"; {wanted}')

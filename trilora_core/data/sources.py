@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from ..checks import is_unicode
 from ..errors import InputError
 from .captions import CAPTION_ENDINGS, caption_file, read_text
 from .imagefolder import METADATA, inside, read_metadata
 from .pictures import ENDINGS
 
-__all__ = ["Scan", "Source", "is_unicode", "scan_folder"]
+__all__ = ["Scan", "Source", "scan_folder"]
 
 MOST_REPEATS = 9999  # above it the number is a date or a count, as in 20240131_holiday
 _REPEATS = re.compile(r"([0-9]+)_(.*)", re.DOTALL)
@@ -295,11 +296,6 @@ def _mask_of(name: str, by_stem: dict[str, dict[str, list[Path]]]) -> Path | Non
 
 
 # --- names --------------------------------------------------------------------
-
-
-def is_unicode(name: str) -> bool:
-    """Whether text can hold the name: Linux takes any bytes, and Python puts half characters for what is no UTF-8."""
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_picture(name: str) -> bool:

@@ -121,10 +121,13 @@ class _Paged:
 
 def _paged(pack: Any) -> dict[str, Any] | None:
     """A file in float32 where the model is to be in float16: the twin, as that host's loader makes it there."""
-    import comfy.memory_management
     import comfy.model_management
     import comfy.sd
 
+    try:
+        import comfy.memory_management
+    except ModuleNotFoundError:  # before 0.14
+        return None
     if not hasattr(comfy.memory_management, "aimdo_enabled"):
         return None
     weights = {name: weight.clone() for name, weight in small.denoiser_weights("sd15").items()}

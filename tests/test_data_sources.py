@@ -71,6 +71,7 @@ def test_folder_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, {"file": "", "sub/raw/a.png": "", "empty/a.txt": ""})
     assert problem(" ") == "no picture folder was given; name the folder that holds the pictures"
     assert problem(tmp_path / "no") == f"picture folder {tmp_path / 'no'} does not exist; check the path"
+    assert problem("~nobody here/x") == "picture folder ~nobody here/x does not exist; check the path"
     assert problem(tmp_path / "file") == f"{tmp_path / 'file'} is a file; wanted the folder that holds the pictures"
     assert problem(tmp_path / "empty").startswith(
         f"picture folder {tmp_path / 'empty'} has no pictures; put files that"

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from .backend_diffusers_single import write_config_folder
 from .errors import InputError
+from .home import expanded
 
 __all__ = ["PIPELINES", "load_pipeline"]
 
@@ -38,13 +39,13 @@ def load_pipeline(
     `device` None is CUDA where there is one; `dtype` None is float16 there and float32 elsewhere.
     Raises InputError when the path is missing, is no model, is a pickle, or is another kind of model.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
     if path.is_dir():
         pipe = _load_folder(path, kind)
     elif path.is_file():
-        pipe = _load_file(path, None if config is None else Path(config).expanduser(), kind)
+        pipe = _load_file(path, None if config is None else expanded(config), kind)
     else:
         raise InputError(
             f"model {path} does not exist; models are read from disk only: "

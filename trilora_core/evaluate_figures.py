@@ -15,6 +15,7 @@ from .errors import InputError
 from .evaluate import Artefacts, artefacts, diversity, frechet_distance, jackknife, kernel_distance
 from .evaluate_nets import fid
 from .evaluate_sets import PictureSet, batches
+from .home import expanded
 
 __all__ = ["KINDS", "Figure", "Judged", "Judges", "Kind", "Look", "check_sets", "judge", "look"]
 
@@ -240,6 +241,6 @@ def _notes(real: Look, sets: Sequence[Look], reference: Look | None) -> list[str
 
 def check_sets(real: PictureSet, sets: Sequence[PictureSet]) -> None:
     """Raise InputError where a folder is judged against itself."""
-    places = [one.folder.expanduser().resolve() for one in (real, *sets)]
+    places = [expanded(one.folder).resolve() for one in (real, *sets)]
     if len(set(places)) != len(places):
         raise InputError("a folder was given twice; give the real pictures and each set of pictures once")

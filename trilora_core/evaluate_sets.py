@@ -14,6 +14,7 @@ from .atomic import check_spelling
 from .data.pictures import inspect_picture, open_picture
 from .data.sources import scan_folder
 from .errors import InputError
+from .home import expanded
 
 __all__ = ["PictureSet", "Shown", "batches", "common_size", "names_of", "open_shown", "read_set", "tensor_of"]
 
@@ -77,7 +78,7 @@ def read_set(folder: str | Path, name: str = "", least: int = 2) -> PictureSet:
 
 def names_of(folders: Sequence[str]) -> list[str]:
     """Names for folders: the last part of their paths, or as much as tells them apart."""
-    paths = [Path(folder).expanduser().absolute() for folder in folders]
+    paths = [expanded(folder).absolute() for folder in folders]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import InputError
+from .home import expanded
 from .keys import canonical_stem, stem_of_diffusers_module
 
 __all__ = ["FileWeights", "Weights", "open_weights"]
@@ -66,7 +67,7 @@ def open_weights(path: Path | str) -> Iterator[FileWeights]:
 
     Only headers are read here. Raises InputError when it is missing, damaged, a pickle, or another kind of model.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     with ExitStack() as stack:
         try:
             if path.is_dir():

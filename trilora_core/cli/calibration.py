@@ -14,6 +14,7 @@ from ..config import CalibrationConfig, TrainConfig
 from ..config_json import from_dict
 from ..data import Dataset
 from ..errors import InputError
+from ..home import expanded
 from ..prompts import BROAD
 from ..protocols import Denoiser
 from .options import flag, option
@@ -109,9 +110,9 @@ def _kept(path: Path, key: str) -> Calibration | None:
 
 def _read_prompts(texts: tuple[str, ...]) -> tuple[str, ...]:
     """The prompts themselves, where one text names a file that holds them line by line."""
-    if len(texts) != 1 or not Path(texts[0]).expanduser().is_file():
+    if len(texts) != 1 or not expanded(texts[0]).is_file():
         return texts
-    path = Path(texts[0]).expanduser()
+    path = expanded(texts[0])
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ from ..config_data import DataConfig, PriorConfig
 from ..config_json import from_dict
 from ..data.cache import default_cache_folder
 from ..errors import InputError
+from ..home import expanded
 from .options import Given, Refines, flag, option, refuse_idle
 from .parser import OneLineParser, whole
 
@@ -278,4 +279,4 @@ def read_cache(given: Given) -> CacheOptions:
         raise InputError(f"cache_limit is {limit!r}; wanted a finite number of GB above 0")
     if place == IN_MEMORY:
         return CacheOptions(None)
-    return CacheOptions(Path(place).expanduser() if place.strip() else default_cache_folder(), int(limit * BYTES))
+    return CacheOptions(expanded(place) if place.strip() else default_cache_folder(), int(limit * BYTES))

@@ -12,6 +12,7 @@ from ..config_data import DataConfig
 from ..data.report import report
 from ..data.sheet import contact_sheet
 from ..errors import InputError
+from ..home import expanded
 from .data_options import add_cache_options, add_data_options, read_cache, read_data
 from .options import add_config, read_given
 from .parser import Arguments, OneLineParser
@@ -66,6 +67,6 @@ def _check_sheet(path: Path, data: DataConfig) -> Path:
     """The path of the sheet; raises InputError where it would replace a picture or a mask, or be read as one."""
     check_picture(path)
     for folder in filter(None, (data.folder, data.masks.folder)):
-        if path.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+        if path.resolve().is_relative_to(expanded(folder).resolve()):
             raise InputError(f"{path} lies in {folder}, among what is trained on; write the sheet to another folder")
     return path

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from ..config import TrainConfig
 from ..config_data import DataConfig, PriorConfig
 from ..data import Dataset, Progress, Store, load_folder, survey_folder
 from ..data.prior import ensure_prior
+from ..home import expanded
 from ..preserve import LEVELS, Kept, encode_prior, keep
 
 __all__ = ["draw_prior", "encode", "keep_base", "prior_data", "progress_bar", "reported", "survey"]
@@ -71,7 +71,7 @@ def prior_data(prior: PriorConfig, data: DataConfig) -> DataConfig:
     """The options that prior pictures are read with: framed as the others, with the first prompt for a caption."""
     lines = [line.strip() for line in prior.prompt.splitlines() if line.strip()]
     return DataConfig(
-        folder=str(Path(prior.folder).expanduser()),
+        folder=str(expanded(prior.folder)),
         resolution=data.resolution,
         trigger_word=lines[0] if lines else "",
         skip_unreadable=data.skip_unreadable,

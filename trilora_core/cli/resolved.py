@@ -13,6 +13,7 @@ from ..atomic import write_text
 from ..checks import is_unicode
 from ..config import TrainConfig
 from ..errors import InputError
+from ..home import expanded
 from .data_options import BYTES, IN_MEMORY, CacheOptions
 from .run_options import RunOptions
 
@@ -94,7 +95,7 @@ def _placed(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(place: str) -> str:
-    return str(Path(place).expanduser().absolute()) if place else ""
+    return str(expanded(place).absolute()) if place else ""
 
 
 def _toml(values: Mapping[str, Any], table: str = "") -> str:

@@ -13,6 +13,7 @@ from ..config import PRECISIONS, CalibrationConfig, TrainConfig
 from ..config_data import DataConfig, PriorConfig
 from ..config_json import from_dict
 from ..errors import InputError
+from ..home import expanded
 from ..presets import GOALS, overlaid, preset_values
 from .adapter_options import add_adapter_options, check_adapter
 from .calibration import add_calibration_options, read_calibration_options
@@ -173,7 +174,7 @@ def read_run_options(arguments: Arguments) -> RunOptions:
             raise InputError(f'no {name} was given; add --{name}, or a line `{name} = "…"` to the --config file')
     own_resolution = "resolution" not in _table(given, "data")
     data, prior, cache = read_data(given), read_prior(given, Path(paths["output"])), read_cache(given)
-    if prior is not None and Path(prior.folder).expanduser().resolve() == Path(data.folder).expanduser().resolve():
+    if prior is not None and expanded(prior.folder).resolve() == expanded(data.folder).resolve():
         raise InputError(f"{data.folder} holds both the pictures and those of the prior; put these into another folder")
     _choose_length(given)
     total = _choose_batch(given)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ..home import expanded
 from . import database
 from .codec import decode, encode
 from .watch import Watch, name_of
@@ -254,7 +255,7 @@ def default_cache_folder() -> Path:
     """The folder of TRILORA_CACHE, else `trilora` in the place that the platform keeps for caches of a user."""
     chosen = os.environ.get("TRILORA_CACHE", "").strip()
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..atomic import check_writable, write_atomic, write_text
 from ..config_data import PriorConfig
 from ..errors import InputError
+from ..home import expanded
 from .pictures import ENDINGS
 from .sources import scan_folder
 
@@ -64,7 +65,7 @@ def prior_key(base_fingerprint: str, config: PriorConfig, extra: Mapping[str, st
 def _folder(config: PriorConfig) -> Path:
     if not config.folder.strip():
         raise InputError("prior.folder is empty; name the folder of the class pictures (it is made when it is missing)")
-    return Path(config.folder).expanduser()
+    return expanded(config.folder)
 
 
 def _count_pictures(folder: Path) -> int:

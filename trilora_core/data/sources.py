@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..checks import is_unicode
 from ..errors import InputError
+from ..home import expanded
 from .captions import CAPTION_ENDINGS, caption_file, read_text
 from .imagefolder import METADATA, inside, read_metadata
 from .pictures import ENDINGS
@@ -69,7 +70,7 @@ def scan_folder(folder: str | Path, mask_folder: str = "") -> Scan:
     listings = _listings(root, masks)
     texts, named = _metadata(listings, root)
     notes = _unread(listings, named)
-    repeats, subset = _parse(Path(os.path.abspath(Path(folder).expanduser())).name)
+    repeats, subset = _parse(Path(os.path.abspath(expanded(folder))).name)
     if repeats > 1:
         notes.append(f"the folder's own name counts: its pictures have {repeats} repeats")
     sources = []
@@ -94,7 +95,7 @@ def _root(folder: str | Path, what: str) -> Path:
     """The real path of a folder that the user named."""
     if not str(folder).strip():
         raise InputError(f"no {what} was given; name the folder that holds the pictures")
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if not path.exists():
         raise InputError(f"{what} {path} does not exist; check the path")
     if not path.is_dir():
@@ -167,7 +168,7 @@ def _parse(name: str) -> tuple[int, str]:
 
 
 def _no_pictures(folder: str | Path, top: _Listing) -> InputError:
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     others = [name for name in top.folders if not _parse(name)[0]]
     if top.notes:
         return InputError(

@@ -393,7 +393,8 @@ def test_cards_inside_a_subgraph_are_let_go_with_their_workflow(tab: Tab) -> Non
     tab.page.wait_for_timeout(500)
     asked.clear()
     assert tab.page.evaluate(ASKED, inner) >= 2
-    tab.page.evaluate(RAN)
+    with tab.page.expect_request(lambda request: "history?max_items=8" in request.url):
+        tab.page.evaluate(RAN)
     tab.page.wait_for_timeout(500)
     assert len(asked) == 1
     other = {**graph("cards-none"), "nodes": [], "links": []}

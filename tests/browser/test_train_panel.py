@@ -199,7 +199,7 @@ def picture_of(page: Any) -> np.ndarray:
 def at_step(page: Any, key: str) -> str:
     """What the chart says at its cursor after a key."""
     page.locator(".tl-canvas").first.press(key)
-    page.wait_for_timeout(100)
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # it is drawn
     return page.locator(".tl-canvas").first.get_attribute("aria-label")
 
 

@@ -53,6 +53,7 @@ class Reporter:
         self._device = torch.device("cpu")
         self._kept = ""  # the file of a run that ended before its time
         self._note = ""  # what goes on, for the panel, which has the numbers besides
+        self._said = ""  # the last file or problem on the way: stays, for many a preview may come in between
         self._measured = ""  # lines of the last measure and of the last previews
         self._drawn = ""
         self._looked = ""  # a line of the last look at the singular values
@@ -102,7 +103,7 @@ class Reporter:
         self.live.stepped(step)
         if step.dropped:
             log.warning("step %d was left out: %s", step.step, step.dropped)
-            self._note = f"step {step.step} was left out: {step.dropped}"
+            self._said = f"step {step.step} was left out: {step.dropped}"
         else:
             self._smooth = _blend(self._smooth, step.loss)
         if time.monotonic() - self._shown >= SECONDS or step.step == step.steps:
@@ -118,7 +119,7 @@ class Reporter:
     def problem(self, text: str) -> None:
         """Hear of what went wrong without ending the run."""
         self._drawn = f"\n{text}"
-        self._note = text
+        self._note, self._said = "", text  # a preview that failed is over
         log.warning("%s", text)
 
     def finished(self, outcome: Outcome, text: str) -> dict[str, Any]:
@@ -176,8 +177,9 @@ class Reporter:
     def _save(self, path: Path) -> None:
         text = f"saved as {path.name}"
         self._drawn = f"\n{text}"
-        self._note = text
+        self._said = text
         log.info("%s", text)
+        self._send()
 
     def _text(self, step: Step) -> str:
         pace = self.live.pace or step.seconds
@@ -192,7 +194,7 @@ class Reporter:
         self._shown = time.monotonic()
         if self.live.state != "ended":
             self.short = spilled(self._device) or self.short
-            self.live.say("\n".join(text for text in (self._note, self.short) if text))
+            self.live.say("\n".join(text for text in (self._note, self._said, self.short) if text))
             self.live.uses(_memory(self._device))
         message = self.live.news()
         if listened_to():

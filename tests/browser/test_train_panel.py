@@ -430,8 +430,10 @@ def test_previews_beyond_those_that_are_kept_are_shown(page: Any) -> None:
     wait_text(page, "Drawing after this step.")
     last = page.locator(".tl-thumb").last
     last.focus()
-    told(page, {"run": "many", "step": 401, "steps": 500, "can_preview": True, "previews": rounds[400:401]})
+    more = {"can_preview": True, "previews": rounds[400:401], "text": "drawing previews\nsaved as a.safetensors"}
+    told(page, {"run": "many", "step": 401, "steps": 500, **more})
     wait_text(page, "step 401 of 500")
+    assert "drawing previews · saved as a.safetensors" in text_of(page)
     assert [shown.first.inner_text(), shown.last.inner_text(), shown.count()] == ["2", "401", 400]
     assert "Drawing after this step." not in text_of(page), "an answer to what is done"
     assert page.evaluate("document.activeElement.parentElement.dataset.key") == "400-400", "the focus is lost"

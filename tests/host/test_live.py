@@ -180,6 +180,19 @@ def test_save_and_preview_now_change_nothing(server: Server) -> None:
         assert refusal(server, f"/trilora/{what}", {"run": 3})[0] == 400
 
 
+def test_what_was_saved_is_told_of_also_while_previews_are_drawn(server: Server) -> None:
+    """Each of their rounds says what goes on; they came before the next of the four events a second."""
+    monitor = {"preview_every": 1, "preview_prompts": "a thing", "preview_steps": 1}
+    with server.client.listen() as events, under_way(server, watched("between", monitor=monitor, steps=5000)) as under:
+        prompt, run = under
+        server.client.post("/trilora/save", {"run": run["run"]})
+        (saved,) = until(lambda: list((server.loras / "trilora").glob("between_step_*.safetensors")))
+        wanted = f"drawing previews\nsaved as {saved.name}"
+        until(lambda: [data for data in events.of("trilora.run") if data["text"] == wanted][:3])
+        server.client.interrupt()
+        assert server.client.wait(prompt, timeout=60).status == "interrupted"
+
+
 def test_before_the_first_step_there_is_nothing_to_keep(server: Server) -> None:
     """The previews of the start take their time here."""
     monitor = {"preview_every": 100, "preview_prompts": "a thing", "preview_steps": 900}

@@ -12,9 +12,13 @@ export function stateText(run) {
   return endText(run);
 }
 
-/** What the server says goes on: what it says in fixed words (nodes/host/run.py, reporter.py) in the page's language. */
+/** What the server says goes on, line by line: fixed words (nodes/host/run.py, reporter.py) in the page's language. */
 export function noteText(run) {
-  switch (run.text) {
+  return (run.text ?? "").split("\n").map(inOwnLanguage).join(" · ");
+}
+
+function inOwnLanguage(line) {
+  switch (line) {
     case "preparing the model":
       return t("preparing the model");
     case "measuring memory":
@@ -22,7 +26,7 @@ export function noteText(run) {
     case "drawing previews":
       return t("drawing previews");
     default:
-      return run.text ?? "";
+      return line;
   }
 }
 

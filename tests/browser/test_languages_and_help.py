@@ -59,6 +59,7 @@ def page(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
         pytest.skip("NOT TESTED IN A BROWSER: no Chromium was found; install chromium or set CHROMIUM_PATH")
     # else the templates open at the very first visit and cover the canvas
     server.client.post("/settings/Comfy.TutorialCompleted", True)
+    server.client.post("/settings/Comfy.VueNodes.Enabled", False)  # another file's tests may have left them on
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(locale=BROWSER_LANGUAGES[request.param], viewport={"width": 1400, "height": 900})

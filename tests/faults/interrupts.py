@@ -111,6 +111,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell begins without
     with tempfile.TemporaryDirectory() as name:
         found = interrupt(Path(name), arguments.count, arguments.seed)
     print(*(f"{what}: {number}" for what, number in sorted(found.items())), sep="\n", flush=True)
